@@ -1,0 +1,1 @@
+"""Data: cut-outs pasted on backgrounds, box text, and the grain pipeline that serves them."""

@@ -1,0 +1,107 @@
+"""Sources of backgrounds: photographs without names, all behind one small interface.
+
+A source has `len(source)` and `source.draw(rng, size) -> RGB image of size x size`. `load(spec)` builds one from its
+config entry: `photos` (those that scikit-image and scikit-learn carry), `folder:DIR` (BG-20k, wallpapers, any photos).
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from importlib import resources
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from input_pipeline.images import open_image
+
+# Photographs inside the pip packages (public domain or CC0, chosen by hand; no downloads).
+PHOTOS = {
+    "train": (
+        "skimage/astronaut.png", "skimage/brick.png", "skimage/camera.png", "skimage/chelsea.png",
+        "skimage/coffee.png", "skimage/grass.png", "skimage/hubble_deep_field.jpg", "skimage/ihc.png",
+        "skimage/moon.png", "skimage/motorcycle_left.png", "sklearn/china.jpg",
+    ),
+    "held_out": ("skimage/rocket.jpg", "skimage/gravel.png", "skimage/retina.jpg", "skimage/coins.png",
+                 "sklearn/flower.jpg"),
+}  # fmt: skip
+_FOLDERS = {"skimage": ("skimage", "data"), "sklearn": ("sklearn", "datasets/images")}
+
+
+class Backgrounds:
+    """Photographs, read on first use and kept in memory at a small size.
+
+    Attributes:
+      paths: the files.
+      crop: smallest share of the shorter side that a random square crop keeps; 1.0 squashes the whole photograph
+        to a square, as published.
+      max_side: photographs are shrunk to this many pixels on reading.
+    """
+
+    def __init__(self, paths: Sequence[pathlib.Path], crop: float = 1.0, max_side: int = 448):
+        self.paths = list(paths)
+        self.crop = crop
+        self.max_side = max_side
+        self._cache: dict[int, Image.Image] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_cache": {}}
+
+    def photo(self, index: int) -> Image.Image:
+        """The whole photograph, RGB, at most max_side pixels long."""
+        if index not in self._cache:
+            image = open_image(self.paths[index], "RGB")
+            image.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
+            self._cache[index] = image
+        return self._cache[index]
+
+    def draw(self, rng: np.random.Generator, size: int) -> Image.Image:
+        """A random photograph as a square of `size` pixels; randomly cropped and mirrored when crop < 1."""
+        photo = self.photo(int(rng.integers(len(self.paths))))
+        if self.crop >= 1.0:
+            return photo.resize((size, size), Image.Resampling.BILINEAR)
+        side = float(rng.uniform(self.crop, 1.0)) * min(photo.size)
+        x, y = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
+        image = photo.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+def load(spec: str, split: str = "all", crop: float = 1.0) -> Backgrounds:
+    """Builds the source that a config names.
+
+    Args:
+      spec: `photos`, or `folder:DIR` with pictures anywhere below DIR. A folder that has the sub-folders `train` and
+        `testval` (BG-20k) is split by them; any other holds out every fifth file.
+      split: `train`, `held_out` or `all`.
+      crop: see `Backgrounds`.
+
+    Raises:
+      UserError: an unknown kind, a missing folder, no picture.
+    """
+    kind, _, where = spec.partition(":")
+    if kind == "photos":
+        names = [name for key in PHOTOS if split in ("all", key) for name in PHOTOS[key]]
+        paths = []
+        for name in names:
+            package, file = name.split("/")
+            module, sub = _FOLDERS[package]
+            paths.append(pathlib.Path(str(resources.files(module))) / sub / file)
+        return Backgrounds(paths, crop)
+    if kind != "folder" or not where:
+        raise UserError(f"backgrounds {spec!r}: expected photos or folder:DIR")
+    root = pathlib.Path(where)
+    if not root.is_dir():
+        raise UserError(f"backgrounds folder {root}: no such folder; give one that holds photographs")
+    bg20k = {"train": root / "train", "held_out": root / "testval"}
+    has_layout = all(p.is_dir() for p in bg20k.values())
+    top = bg20k[split] if has_layout and split in bg20k else root
+    files = [p for p in sorted(top.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
+    if not has_layout and split != "all":
+        files = [p for i, p in enumerate(files) if (i % 5 == 4) == (split == "held_out")]
+    if not files:
+        raise UserError(f"backgrounds folder {top}: no JPEG, PNG or WebP for split {split!r}; give photographs")
+    return Backgrounds(files, crop)

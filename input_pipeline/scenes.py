@@ -1,0 +1,134 @@
+"""Pasted scenes as a grain random-access source: scene i is a pure function of (seed, i)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from input_pipeline import backgrounds as backgrounds_lib
+from input_pipeline import cutouts as cutouts_lib
+from input_pipeline import looks, paste
+from input_pipeline.boxes import BoxCodec
+from input_pipeline.referrals import referrals
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneConfig:
+    """What a scene is made of. The defaults are the published recipe.
+
+    Attributes:
+      image_size, grid: see `BoxCodec`.
+      cutouts, backgrounds: specs of the two sources.
+      split: which names (`train`, `held_out`, `all`); backgrounds follow unless `background_split` says otherwise.
+      exclude: names left out of the source.
+      objects: smallest and largest number of objects; their number is drawn uniformly.
+      smallest, largest: sizes by number of objects, in cells less one; see `paste.layout`.
+      crop: see `Backgrounds`.
+      look_share: probability of each look (tint, pattern, border); 0 pastes cut-outs as they are, as published.
+      look_scenes: share of scenes in which looks are drawn at all.
+      mirror: probability of mirroring a cut-out (0 as published).
+      twins: probability that a scene pastes one category twice (positional referrals; 0 is off).
+      absolute_share: probability that a lone name carries its absolute place; only with twins > 0.
+      with_masks: also return bool[n, H, W] masks.
+    """
+
+    image_size: int = 224
+    grid: int = 16
+    cutouts: str = "twemoji"
+    backgrounds: str = "photos"
+    split: str = "train"
+    background_split: str = ""
+    exclude: tuple[str, ...] = ()
+    objects: tuple[int, int] = (1, 3)
+    smallest: tuple[int, ...] = paste.PUBLISHED_SMALLEST
+    largest: int | None = None
+    crop: float = 1.0
+    look_share: float = 0.0
+    look_scenes: float = 1.0
+    mirror: float = 0.0
+    twins: float = 0.0
+    absolute_share: float = 0.0
+    with_masks: bool = False
+
+    @property
+    def codec(self) -> BoxCodec:
+        return BoxCodec(self.image_size, self.grid)
+
+
+class Scenes:
+    """Random-access source of pasted scenes.
+
+    Each record is a dict:
+      image: uint8[H, W, 3];
+      boxes: float32[n, 4], x1, y1, x2, y2 in pixels, in paste order;
+      cells: int64[n, 4], the same on the grid, both ends inclusive;
+      names: list of n category names; said: list of n phrases that refer to them (the names, but for referrals);
+      looks: list of n `Look`, or None; target: int, the object asked for, drawn uniformly; image_id: int;
+      masks: bool[n, H, W] when asked for.
+    """
+
+    def __init__(self, config: SceneConfig, seed: int, length: int):
+        self.config, self.seed, self.length = config, seed, length
+        self.cutouts = cutouts_lib.load(config.cutouts, config.split, config.exclude)
+        background_split = config.background_split or config.split
+        self.backgrounds = backgrounds_lib.load(config.backgrounds, background_split, config.crop)
+        self.names = sorted(set(self.cutouts.names))
+        self._by_name: dict[str, list[int]] = {name: [] for name in self.names}
+        for index, name in enumerate(self.cutouts.names):
+            self._by_name[name].append(index)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __repr__(self) -> str:  # grain compares this when it restores an iterator
+        return f"Scenes({self.config}, seed={self.seed}, length={self.length})"
+
+    def _draw_names(self, rng: np.random.Generator) -> list[str]:
+        low, high = self.config.objects
+        count = min(int(rng.integers(low, high + 1)), len(self.names))
+        names = [self.names[i] for i in rng.choice(len(self.names), count, replace=False)]
+        if count > 1 and rng.random() < self.config.twins:
+            names[1] = names[0]
+        return names
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        config = self.config
+        rng = np.random.default_rng([self.seed, int(index)])
+        cell = config.codec.cell
+        names = self._draw_names(rng)
+        sprites = []
+        for name in names:
+            options = self._by_name[name]
+            sprites.append(self.cutouts[options[int(rng.integers(len(options)))]][1])
+        aspects = [sprite.width / sprite.height for sprite in sprites]
+        boxes = paste.layout(rng, aspects, config.grid, config.smallest, config.largest)
+        said = list(names)
+        if config.twins > 0 or config.absolute_share > 0:
+            said = referrals(rng, names, boxes, config.grid, config.absolute_share)
+        scene_looks = None
+        if config.mirror:
+            sprites = [s.transpose(0) if rng.random() < config.mirror else s for s in sprites]
+        if config.look_share:
+            share = config.look_share if rng.random() < config.look_scenes else 0.0
+            sides = boxes[:, 2:] - boxes[:, :2] + 1
+            scene_looks = [looks.draw(rng, int(w), int(h), config.grid, share) for w, h in sides]
+            sprites = [
+                looks.apply(sprite, look, (int(w) * cell, int(h) * cell)) if look.words()[1:] != (looks.NONE,) * 3 else sprite
+                for sprite, look, (w, h) in zip(sprites, scene_looks, sides, strict=True)
+            ]
+        background = self.backgrounds.draw(rng, config.image_size)
+        record = {
+            "image": paste.compose(background, sprites, boxes, cell),
+            "boxes": config.codec.to_pixels(boxes),
+            "cells": boxes,
+            "names": names,
+            "said": said,
+            "looks": scene_looks,
+            "target": int(rng.integers(len(names))),
+            "image_id": int(index),
+        }
+        if config.with_masks:
+            record["masks"] = paste.masks(sprites, boxes, config.grid, cell)
+        return record

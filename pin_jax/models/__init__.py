@@ -1,0 +1,1 @@
+"""Pure Flax Linen modules, one file per published architecture, each with its config dataclass."""

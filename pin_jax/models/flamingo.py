@@ -1,0 +1,302 @@
+"""Flamingo: a frozen language model that reads images through tanh-gated cross-attention (OpenFlamingo's form).
+
+The VLM's interface, shared by every VLM of the project:
+  encode(pixels) -> vision tokens; fuse(vision, inserts) -> media; __call__ -> logits;
+  prefill / step -> logits and a cache, for `pin_jax.decode`.
+Rows of text may be a multiple of the rows of images: row r then asks about image r // (rows / images), so that an
+image's questions share its encoding and its cross-attention keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from pin_jax.models import layers
+from pin_jax.models.mpt import MPTBlock, MPTConfig, alibi_bias
+from pin_jax.models.perceiver import Perceiver, PerceiverConfig
+from pin_jax.models.vit import ViT, ViTConfig
+
+
+@flax.struct.dataclass
+class Inserts:
+    """What a method puts into a frozen VLM; every field is optional.
+
+    Attributes:
+      vision_input: float[P, D], tokens after the class token at the vision encoder's input (VPT on phi_V).
+      vision_output: float[N, D], added to the vision encoder's output (PIN).
+      fusion_input: float[P, D], tokens among those handed to the fusion module (VPT on F).
+      text: float[P, D_text], embeddings in front of the text (CoOp).
+    """
+
+    vision_input: jax.Array | None = None
+    vision_output: jax.Array | None = None
+    fusion_input: jax.Array | None = None
+    text: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FlamingoConfig:
+    """A Flamingo.
+
+    Attributes:
+      vision, lm: the two towers. perceiver: the resampler between them, or None to attend to the vision tokens.
+      cross_every: gated cross-attention stands before language block i when (i + 1) % cross_every == 0.
+      cross_heads, cross_head_dim: shape of that attention.
+      image_token, end_token, pad_token: ids of `<image>`, `<|endofchunk|>` and padding.
+      unroll, remat: see `layers.scan`.
+    """
+
+    vision: ViTConfig
+    lm: MPTConfig
+    perceiver: PerceiverConfig | None
+    cross_every: int
+    image_token: int
+    end_token: int
+    pad_token: int
+    cross_heads: int = 8
+    cross_head_dim: int = 64
+    unroll: bool = False
+    remat: bool = False
+
+    @property
+    def media_tokens(self) -> int:
+        """Vision tokens per image that an insert is added to (class token dropped)."""
+        return self.vision.grid**2
+
+
+class GatedCrossAttention(nn.Module):
+    """x + tanh(gate) * attn(x, media), then x + tanh(gate) * ff(x)."""
+
+    config: FlamingoConfig
+
+    def setup(self):
+        config, lm = self.config, self.config.lm
+        inner = config.cross_heads * config.cross_head_dim
+        dense = functools.partial(layers.dense, use_bias=False, dtype=lm.dtype)
+        self.norm = nn.LayerNorm(epsilon=1e-5, dtype=lm.dtype)
+        self.q, self.kv, self.out = dense(inner), dense(2 * inner), dense(lm.width)
+        self.norm_mlp = nn.LayerNorm(epsilon=1e-5, dtype=lm.dtype)
+        self.fc1, self.fc2 = dense(lm.width * 4), dense(lm.width)
+        self.attn_gate = self.param("attn_gate", nn.initializers.zeros, ())
+        self.mlp_gate = self.param("mlp_gate", nn.initializers.zeros, ())
+
+    def keys(self, media: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """media float[B, S, D] -> keys and values float[B, S, H, d]."""
+        return tuple(rearrange(self.kv(media), "b s (t h d) -> t b s h d", t=2, h=self.config.cross_heads))
+
+    def read(self, x: jax.Array, keys: tuple[jax.Array, jax.Array], visible: jax.Array) -> jax.Array:
+        """One layer, given its keys and values.
+
+        Args:
+          x: float[R, T, D], R a multiple of B.
+          keys: from `keys`.
+          visible: bool[R, T, S]; a text token that sees nothing gets zero attention (its feed-forward still runs).
+        """
+        images = keys[0].shape[0]
+        q = rearrange(self.q(self.norm(x)), "(b r) t (h d) -> b (r t) h d", b=images, h=self.config.cross_heads)
+        seen = rearrange(visible, "(b r) t s -> b 1 (r t) s", b=images)
+        out = layers.attention(q, *keys, jnp.where(seen, 0.0, layers.NEGATIVE))
+        out = jnp.where(seen.any(-1)[:, 0, :, None, None], out, 0)
+        out = rearrange(out, "b (r t) h d -> (b r) t (h d)", t=x.shape[1])
+        x = x + jnp.tanh(self.attn_gate).astype(x.dtype) * self.out(out)
+        y = self.fc2(jax.nn.gelu(self.fc1(self.norm_mlp(x)), approximate=False))
+        return x + jnp.tanh(self.mlp_gate).astype(x.dtype) * y
+
+    def __call__(self, x: jax.Array, media: jax.Array, visible: jax.Array) -> jax.Array:
+        return self.read(x, self.keys(media), visible)
+
+
+class GatedDecoder(nn.Module):
+    """The language model with its gated layers: text tokens and media to logits."""
+
+    config: FlamingoConfig
+
+    def setup(self):
+        config, lm = self.config, self.config.lm
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (lm.vocab, lm.width))
+        self.norm = nn.LayerNorm(epsilon=lm.eps, use_bias=False, dtype=lm.dtype)
+        _, init_blocks = self._block()
+        _, init_gates = self._gate()
+        x, bias = jnp.zeros((1, 1, lm.width)), jnp.zeros((1, lm.heads, 1, 1))
+        media = jnp.zeros((1, 1, config.vision.width))
+        self.blocks = self.param("blocks", lambda rng: init_blocks(rng, x, bias))
+        self.gates = self.param("gates", lambda rng: init_gates(rng, x, media, jnp.ones((1, 1, 1), bool)))
+
+    def _block(self):
+        return layers.stacked(functools.partial(MPTBlock, self.config.lm), self.config.lm.depth)
+
+    def _gate(self):
+        return layers.stacked(
+            functools.partial(GatedCrossAttention, self.config), self.config.lm.depth // self.config.cross_every
+        )
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """ids int[R, T] -> float[R, T, D]."""
+        table = self.embedding if self.config.lm.dtype is None else self.embedding.astype(self.config.lm.dtype)
+        return table[ids]
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """float[..., D] -> float32[..., V] through the tied head."""
+        x = self.norm(x)
+        return jnp.einsum("...d,vd->...v", x, self.embedding.astype(x.dtype)).astype(jnp.float32)
+
+    def media_keys(self, media: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Cross-attention keys and values of every gated layer, float[G, B, S, H, d] each."""
+        gate, _ = self._gate()
+        return jax.vmap(lambda p: gate.apply({"params": p}, media, method="keys"))(self.gates)
+
+    def run(
+        self,
+        x: jax.Array,
+        media_keys: tuple[jax.Array, jax.Array],
+        visible: jax.Array,
+        bias: jax.Array,
+        cache: tuple[jax.Array, jax.Array] | None = None,
+        index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """All blocks; returns x float[R, T, D] and keys and values float[L, R, S, H, d]."""
+        every, depth = self.config.cross_every, self.config.lm.depth
+        groups = depth // every
+        block_layer, gate_layer = self._block()[0], self._gate()[0]
+
+        def layer(x, p_cache):
+            params, cache = p_cache
+            return block_layer.apply({"params": params}, x, bias, cache, index)
+
+        def group(x, inputs):
+            gate, keys, blocks = inputs
+            x, first = scan(layer, x, jax.tree.map(lambda a: a[:-1], blocks)) if every > 1 else (x, None)
+            x = gate_layer.apply({"params": gate}, x, keys, visible, method="read")
+            x, last = layer(x, jax.tree.map(lambda a: a[-1], blocks))
+            last = jax.tree.map(lambda a: a[None], last)
+            return x, last if first is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
+
+        scan = functools.partial(layers.scan, unroll=self.config.unroll, remat=self.config.remat)
+        xs = (self.blocks, cache)
+        head = jax.tree.map(lambda a: a[: groups * every].reshape(groups, every, *a.shape[1:]), xs)
+        x, new = scan(group, x, (self.gates, media_keys, head))
+        new = jax.tree.map(lambda a: a.reshape(groups * every, *a.shape[2:]), new)
+        if depth % every:
+            x, rest = scan(layer, x, jax.tree.map(lambda a: a[groups * every :], xs))
+            new = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), new, rest)
+        return x, new
+
+
+class Flamingo(nn.Module):
+    """The whole VLM; see the first lines of this file for its interface."""
+
+    config: FlamingoConfig
+
+    def setup(self):
+        self.vision = ViT(self.config.vision)
+        self.perceiver = Perceiver(self.config.perceiver) if self.config.perceiver else None
+        self.lm = GatedDecoder(self.config)
+
+    def encode(self, pixels: jax.Array, inserts: Inserts = Inserts()) -> jax.Array:
+        """Pixels float[B, I, H, W, 3] -> vision tokens float[B, I, N, D], class token dropped."""
+        images = pixels.shape[1]
+        tokens = self.vision(rearrange(pixels, "b i h w c -> (b i) h w c"), extra_tokens=inserts.vision_input)
+        tokens = tokens[:, int(self.config.vision.class_token) :]
+        return rearrange(tokens, "(b i) n d -> b i n d", i=images)
+
+    def fuse(self, vision: jax.Array, inserts: Inserts = Inserts()) -> jax.Array:
+        """Vision tokens float[B, I, N, D] -> media float[B, I, L, D], with x* = x + psi(S) in between."""
+        if inserts.vision_output is not None:
+            vision = vision + inserts.vision_output.astype(vision.dtype)
+        if inserts.fusion_input is not None:
+            extra = inserts.fusion_input.astype(vision.dtype)
+            vision = jnp.concatenate([vision, jnp.broadcast_to(extra, (*vision.shape[:2], *extra.shape))], 2)
+        if self.perceiver is None:
+            return vision
+        return rearrange(self.perceiver(rearrange(vision, "b i n d -> (b i) n d")), "(b i) n d -> b i n d", i=vision.shape[1])
+
+    def __call__(
+        self,
+        pixels: jax.Array | None,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        inserts: Inserts = Inserts(),
+        vision: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits float32[R, T, V] of text rows about images.
+
+        Args:
+          pixels: float[B, I, H, W, 3]; not needed when `vision` is given.
+          input_ids: int[R, T], R a multiple of B. Each `<image>` starts the next of the row's images.
+          attention_mask: bool or int[R, T]; 0 at pads, on either side. Logits there mean nothing.
+          inserts: what a method puts in.
+          vision: float[B, I, N, D], cached output of `encode`.
+        """
+        if vision is None:
+            vision = self.encode(pixels, inserts)
+        x, prefix, mask = self._embed(input_ids, attention_mask, inserts)
+        media = self.fuse(vision, inserts)
+        visible = self._visible(self._media_index(input_ids, prefix), media)
+        bias = alibi_bias(jnp.arange(x.shape[1]), mask, self.config.lm)
+        x, _ = self.lm.run(x, self._media_keys(media), visible, bias)
+        return self.lm.logits(x[:, prefix:])
+
+    def prefill(
+        self, vision: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, steps: int, inserts: Inserts = Inserts()
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Reads a left-padded prompt and makes room for `steps` more tokens.
+
+        Returns:
+          Logits float32[R, V] of the next token, and the cache for `step`.
+        """
+        x, prefix, mask = self._embed(input_ids, attention_mask, inserts)
+        media = self.fuse(vision, inserts)
+        keys = self._media_keys(media)
+        index = self._media_index(input_ids, prefix)
+        bias = alibi_bias(jnp.arange(x.shape[1]), mask, self.config.lm)
+        x, written = self.lm.run(x, keys, self._visible(index, media), bias)
+        room = [(0, 0), (0, 0), (0, steps), (0, 0), (0, 0)]
+        cache = {
+            "text": jax.tree.map(lambda a: jnp.pad(a, room), written),
+            "media": keys,
+            "visible": self._visible(index[:, -1:], media),
+            "mask": jnp.pad(mask, [(0, 0), (0, steps)]),
+            "index": jnp.asarray(x.shape[1], jnp.int32),
+        }
+        return self.lm.logits(x[:, -1]), cache
+
+    def step(self, cache: dict[str, Any], tokens: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        """One token more: tokens int[R] -> logits float32[R, V] of the next, and the cache."""
+        index = cache["index"]
+        mask = jax.lax.dynamic_update_slice_in_dim(cache["mask"], jnp.ones((tokens.shape[0], 1), bool), index, 1)
+        bias = alibi_bias(index[None], mask, self.config.lm)
+        x, text = self.lm.run(
+            self.lm.embed(tokens[:, None]), cache["media"], cache["visible"], bias, cache["text"], index
+        )
+        return self.lm.logits(x[:, 0]), {**cache, "text": text, "mask": mask, "index": index + 1}
+
+    def _embed(self, ids, mask, inserts):
+        """Embeddings, the number of learned ones in front, and the mask bool[R, P + T]."""
+        x = self.lm.embed(ids)
+        mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
+        if inserts.text is None:
+            return x, 0, mask
+        prefix = inserts.text.shape[0]
+        front = jnp.broadcast_to(inserts.text.astype(x.dtype), (x.shape[0], *inserts.text.shape))
+        return jnp.concatenate([front, x], 1), prefix, jnp.pad(mask, [(0, 0), (prefix, 0)], constant_values=True)
+
+    def _media_index(self, ids: jax.Array, prefix: int) -> jax.Array:
+        """int[R, P + T]: which image (1-based) each text token attends to; 0 before the first."""
+        index = jnp.cumsum(ids == self.config.image_token, 1)
+        return jnp.pad(index, [(0, 0), (prefix, 0)])
+
+    def _visible(self, index: jax.Array, media: jax.Array) -> jax.Array:
+        """bool[R, T, I * L]: a text token attends only to the most recent image before it."""
+        owner = jnp.repeat(jnp.arange(1, media.shape[1] + 1), media.shape[2])
+        return index[..., None] == owner
+
+    def _media_keys(self, media: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.lm.media_keys(rearrange(media, "b i l d -> b (i l) d"))

@@ -1,0 +1,160 @@
+"""The vision transformer that the whole project uses: CLIP's and EVA's forms, attention passed in as a function."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from pin_jax.models import layers
+
+AttentionFn = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Shape and form of a vision transformer.
+
+    Attributes:
+      image_size, patch, width, depth, heads, mlp: the usual.
+      act: key of `layers.ACTIVATIONS`.
+      eps: of every LayerNorm.
+      class_token: a learned token stands in front (CLIP, EVA; not SigLIP).
+      patch_bias: the patch embedding has a bias (EVA, SigLIP; not CLIP).
+      pre_norm: LayerNorm between the embeddings and the first block (CLIP).
+      post_norm: LayerNorm on all output tokens (BLIP-2); OpenFlamingo takes them without it.
+      stem_width: 0 for one linear patch embedding; else the patch is embedded in two steps, 2 x 2 sub-patches of
+        this width first (used by the small models only).
+      dtype: of the computation; parameters keep their own.
+      unroll, remat: see `layers.scan`.
+    """
+
+    image_size: int = 224
+    patch: int = 14
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp: int = 4096
+    act: str = "quick_gelu"
+    eps: float = 1e-5
+    class_token: bool = True
+    patch_bias: bool = False
+    pre_norm: bool = True
+    post_norm: bool = True
+    stem_width: int = 0
+    dtype: Any = None
+    unroll: bool = False
+    remat: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side at the native size."""
+        return self.image_size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Output tokens at the native size, the class token counted."""
+        return self.grid**2 + int(self.class_token)
+
+
+CLIP_L14 = ViTConfig()
+EVA_G14 = ViTConfig(
+    width=1408, depth=39, heads=16, mlp=6144, act="gelu", eps=1e-6, patch_bias=True, pre_norm=False, post_norm=True
+)
+
+
+def resize_positions(table: jax.Array, grid: tuple[int, int], class_token: bool, antialias: bool = True) -> jax.Array:
+    """Resizes a learned position table float[N, D] to another grid, bicubic with half-pixel centres; CLS stays.
+
+    `antialias=True` is what open_clip and GEM do; transformers resizes without.
+    """
+    head, body = table[: int(class_token)], table[int(class_token) :]
+    side = int(round(body.shape[0] ** 0.5))
+    if grid == (side, side):
+        return table
+    body = jax.image.resize(
+        body.reshape(side, side, -1), (*grid, body.shape[-1]), "bicubic", antialias=antialias
+    ).reshape(-1, body.shape[-1])
+    return jnp.concatenate([head, body])
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm block: x + attn(LN(x)), then x + mlp(LN(x))."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, attention_fn: AttentionFn, context: Any = None) -> jax.Array:
+        config = self.config
+        norm = functools.partial(nn.LayerNorm, epsilon=config.eps, dtype=config.dtype)
+        dense = functools.partial(layers.dense, dtype=config.dtype)
+        y = norm(name="norm_1")(x)
+        q, k, v = rearrange(dense(3 * config.width, name="qkv")(y), "b n (t h d) -> t b n h d", t=3, h=config.heads)
+        out = attention_fn(q, k, v, context=context)
+        x = x + dense(config.width, name="out")(rearrange(out, "b n h d -> b n (h d)"))
+        y = dense(config.mlp, name="fc1")(norm(name="norm_2")(x))
+        return x + dense(config.width, name="fc2")(layers.ACTIVATIONS[config.act](y))
+
+
+class ViT(nn.Module):
+    """Vision transformer.
+
+    Call with pixels float[B, H, W, 3] (normalised); returns tokens float[B, N, D], the class token first.
+    """
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        pixels: jax.Array,
+        attention_fn: AttentionFn = layers.attention,
+        extra_tokens: jax.Array | None = None,
+    ) -> jax.Array:
+        """See the class.
+
+        Args:
+          pixels: float[B, H, W, 3]; H and W multiples of the patch. Positions are resized to fit.
+          attention_fn: called as attention_fn(q, k, v, context=...), float[B, N, H, d] each.
+          extra_tokens: float[P, D], put after the class token and the first norm (VPT on phi_V).
+        """
+        config = self.config
+        if pixels.shape[1] % config.patch or pixels.shape[2] % config.patch:
+            raise ValueError(f"image {pixels.shape[1:3]} is not a multiple of the patch {config.patch}; resize it")
+        dense = functools.partial(layers.dense, dtype=config.dtype)
+        grid = (pixels.shape[1] // config.patch, pixels.shape[2] // config.patch)
+        if config.stem_width:
+            half = config.patch // 2
+            x = rearrange(pixels, "b (h i p) (w j q) c -> b (h w) i j (p q c)", i=2, j=2, p=half, q=half)
+            x = nn.LayerNorm(epsilon=config.eps, name="stem_norm")(dense(config.stem_width, name="stem")(x))
+            x = rearrange(layers.ACTIVATIONS[config.act](x), "b n i j c -> b n (i j c)")
+        else:
+            x = rearrange(pixels, "b (h p) (w q) c -> b (h w) (p q c)", p=config.patch, q=config.patch)
+        x = dense(config.width, config.patch_bias or bool(config.stem_width), name="patch")(x)
+        if config.class_token:
+            cls = self.param("class_token", nn.initializers.normal(0.02), (config.width,))
+            x = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, config.width)), x], 1)
+        table = self.param("positions", nn.initializers.normal(0.02), (config.tokens, config.width))
+        x = x + resize_positions(table, grid, config.class_token).astype(x.dtype)
+        if config.pre_norm:
+            x = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype, name="pre_norm")(x)
+        if extra_tokens is not None:
+            extra = jnp.broadcast_to(extra_tokens.astype(x.dtype), (x.shape[0], *extra_tokens.shape))
+            first = int(config.class_token)
+            x = jnp.concatenate([x[:, :first], extra, x[:, first:]], 1)
+        block, init = layers.stacked(functools.partial(ViTBlock, config), config.depth)
+        params = self.param("blocks", lambda rng: init(rng, x, layers.attention))
+
+        def body(x, params):
+            return block.apply({"params": params}, x, attention_fn), None
+
+        x, _ = layers.scan(body, x, params, unroll=config.unroll, remat=config.remat)
+        if config.post_norm:
+            x = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype, name="post_norm")(x)
+        return x

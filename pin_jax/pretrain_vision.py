@@ -1,0 +1,145 @@
+"""Stage 1 of the small VLM: a vision encoder learns names and looks from captions as bags of words, never from positions.
+
+A name's score in an image is the log-sum-exp over tokens of the tokens' logits for it; names in the caption are set
+against names that are not. A look word is read from the tokens pooled by the name's own softmax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from input_pipeline import looks
+from input_pipeline.loader import pad_rows
+from pin_jax.models.vit import ViT, ViTConfig
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(images: jax.Array) -> jax.Array:
+    """uint8[..., 3] -> float32 with CLIP's mean and standard deviation."""
+    return (images.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+
+
+@dataclasses.dataclass(frozen=True)
+class BagOfWords(grain.transforms.Map):
+    """A scene as its image and the words of its caption, padded to `most` objects.
+
+    Returns image uint8[H, W, 3], names int32[most] (-1 pads), looks int32[most, 4] and boxes float32[most, 4]. The
+    boxes are for diagnostics only: no loss reads them.
+    """
+
+    names: tuple[str, ...]
+    most: int
+
+    def map(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        index = {name: i for i, name in enumerate(self.names)}
+        ids = np.array([index[name] for name in record["names"]], np.int32)
+        seen = record["looks"] or [looks.Look(looks.SIZES[0])] * len(ids)
+        return {
+            "image": record["image"],
+            "names": pad_rows(ids, self.most, -1),
+            "looks": pad_rows(np.array([look.indices() for look in seen], np.int32), self.most),
+            "boxes": pad_rows(record["boxes"], self.most),
+        }
+
+
+class BagOfWordsModel(nn.Module):
+    """The vision encoder, one embedding per name, and one linear head per look slot."""
+
+    vision: ViTConfig
+    names: int
+
+    def setup(self):
+        self.encoder = ViT(self.vision)
+        self.embedding = self.param("names", nn.initializers.normal(1.0), (self.names, self.vision.width))
+        self.log_scale = self.param("log_scale", nn.initializers.constant(1.0), ())
+        self.heads = {slot: nn.Dense(len(words), name=f"look_{slot}") for slot, words in looks.SLOTS.items()}
+
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """images uint8[B, H, W, 3] -> tokens float[B, N, D] and name logits float[B, N, names]."""
+        tokens = self.encoder(normalise(images))
+        tokens = tokens[:, int(self.vision.class_token) :]
+        names = unit(self.embedding)
+        logits = jnp.einsum("bnd,vd->bnv", tokens, names) * jnp.exp(self.log_scale) / self.vision.width**0.5
+        return tokens, logits
+
+    def read(self, tokens: jax.Array, logits: jax.Array, asked: jax.Array) -> dict[str, jax.Array]:
+        """Look logits of the asked names int[B, K], from tokens pooled by each name's softmax over tokens."""
+        weights = jax.nn.softmax(jnp.take_along_axis(logits, asked[:, None], 2), 1)
+        pooled = jnp.einsum("bnk,bnd->bkd", weights, tokens)
+        return {slot: head(pooled) for slot, head in self.heads.items()}
+
+    def everything(self, images, asked):
+        tokens, logits = self(images)
+        return self.read(tokens, logits, asked)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Zero mean and unit variance over the last axis: what a LayerNorm without parameters makes of an embedding."""
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+
+
+def loss_fn(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array], rng: jax.Array, hide: float):
+    """Caption loss.
+
+    Args:
+      hide: share of tokens that the name scores do not see, drawn anew for each image, so that every part of an object
+        must carry its name.
+
+    Returns:
+      The loss, and a dict of its parts.
+    """
+    tokens, logits = model.apply({"params": params}, batch["image"])
+    present = batch["names"] >= 0
+    asked = jnp.maximum(batch["names"], 0)
+    seen = jax.random.uniform(rng, logits.shape[:2]) >= hide
+    scores = jax.nn.logsumexp(jnp.where(seen[..., None], logits, -1e9), 1)
+    in_caption = (jax.nn.one_hot(batch["names"], model.names).sum(1) > 0)
+    absent = jax.nn.logsumexp(jnp.where(in_caption, -1e9, scores), 1, keepdims=True)
+    own = jnp.take_along_axis(scores, asked, 1)
+    count = present.sum()
+    name_loss = jnp.where(present, jnp.logaddexp(own, absent) - own, 0).sum() / count
+    parts = {"names": name_loss}
+    read = model.apply({"params": params}, tokens, logits, asked, method="read")
+    for i, (slot, slot_logits) in enumerate(read.items()):
+        cost = optax.softmax_cross_entropy_with_integer_labels(slot_logits, batch["looks"][..., i])
+        parts[slot] = jnp.where(present, cost, 0).sum() / count
+    return name_loss + 0.25 * sum(parts[slot] for slot in read), parts
+
+
+def evaluate(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Shares of right answers on one batch, as sums and counts.
+
+    `names`: the n best-scored names are the n of the caption. `mass`: the share of a name's softmax over tokens that
+    lies in its box (a diagnostic of how well names stick to their own patches; nothing is trained on it).
+    """
+    tokens, logits = model.apply({"params": params}, batch["image"])
+    present = batch["names"] >= 0
+    asked = jnp.maximum(batch["names"], 0)
+    scores = jax.nn.logsumexp(logits, 1)
+    rank = (scores[:, None, :] > jnp.take_along_axis(scores, asked, 1)[..., None]).sum(-1)
+    out = {"names": (present & (rank < present.sum(1, keepdims=True))).sum()}
+    read = model.apply({"params": params}, tokens, logits, asked, method="read")
+    for i, (slot, slot_logits) in enumerate(read.items()):
+        out[slot] = (present & (slot_logits.argmax(-1) == batch["looks"][..., i])).sum()
+    grid, patch = model.vision.grid, model.vision.patch
+    own = jnp.take_along_axis(logits, asked[:, None], 2).swapaxes(1, 2)
+    centre = (jnp.arange(grid) + 0.5) * patch
+    x1, y1, x2, y2 = (batch["boxes"][..., i, None] for i in range(4))
+    in_x, in_y = (centre > x1) & (centre < x2), (centre > y1) & (centre < y2)
+    inside = (in_y[..., :, None] & in_x[..., None, :]).reshape(*asked.shape, -1)
+    out["mass"] = jnp.where(present, (jax.nn.softmax(own, -1) * inside).sum(-1), 0).sum()
+    hot = own > own.max(-1, keepdims=True) - 3.0
+    overlap = (hot & inside).sum(-1) / jnp.maximum((hot | inside).sum(-1), 1)
+    out["token_iou"] = jnp.where(present, overlap, 0).sum()
+    out["count"] = present.sum()
+    return out
