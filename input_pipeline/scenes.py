@@ -94,9 +94,28 @@ class Scenes:
         return names
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        record, sprites, rng = self._plan(index)
+        config, cell = self.config, self.config.codec.cell
+        boxes = record["cells"]
+        if record["looks"]:
+            bare = (looks.NONE,) * 3
+            sprites = [
+                looks.apply(sprite, look, (int(w) * cell, int(h) * cell)) if look.words()[1:] != bare else sprite
+                for sprite, look, (w, h) in zip(sprites, record["looks"], boxes[:, 2:] - boxes[:, :2] + 1, strict=True)
+            ]
+        record["image"] = paste.compose(self.backgrounds.draw(rng, config.image_size), sprites, boxes, cell)
+        if config.with_masks:
+            record["masks"] = paste.masks(sprites, boxes, config.grid, cell)
+        return record
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """The record without its picture: cheap, for features computed before."""
+        return self._plan(index)[0]
+
+    def _plan(self, index: int) -> tuple[dict[str, Any], list, np.random.Generator]:
+        """Everything but the picture: the record, the cut-outs, and the generator that draws the background next."""
         config = self.config
         rng = np.random.default_rng([self.seed, int(index)])
-        cell = config.codec.cell
         names = self._draw_names(rng)
         sprites = []
         for name in names:
@@ -114,13 +133,7 @@ class Scenes:
             share = config.look_share if rng.random() < config.look_scenes else 0.0
             sides = boxes[:, 2:] - boxes[:, :2] + 1
             scene_looks = [looks.draw(rng, int(w), int(h), config.grid, share) for w, h in sides]
-            sprites = [
-                looks.apply(sprite, look, (int(w) * cell, int(h) * cell)) if look.words()[1:] != (looks.NONE,) * 3 else sprite
-                for sprite, look, (w, h) in zip(sprites, scene_looks, sides, strict=True)
-            ]
-        background = self.backgrounds.draw(rng, config.image_size)
         record = {
-            "image": paste.compose(background, sprites, boxes, cell),
             "boxes": config.codec.to_pixels(boxes),
             "cells": boxes,
             "names": names,
@@ -129,6 +142,4 @@ class Scenes:
             "target": int(rng.integers(len(names))),
             "image_id": int(index),
         }
-        if config.with_masks:
-            record["masks"] = paste.masks(sprites, boxes, config.grid, cell)
-        return record
+        return record, sprites, rng

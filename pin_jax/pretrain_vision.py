@@ -63,23 +63,24 @@ class BagOfWordsModel(nn.Module):
         self.log_scale = self.param("log_scale", nn.initializers.constant(1.0), ())
         self.heads = {slot: nn.Dense(len(words), name=f"look_{slot}") for slot, words in looks.SLOTS.items()}
 
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, images: jax.Array, keep: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """images uint8[B, H, W, 3] -> tokens float[B, N, D] and name logits float[B, N, names]."""
-        tokens = self.encoder(normalise(images))
-        tokens = tokens[:, int(self.vision.class_token) :]
-        names = unit(self.embedding)
-        logits = jnp.einsum("bnd,vd->bnv", tokens, names) * jnp.exp(self.log_scale) / self.vision.width**0.5
-        return tokens, logits
+        tokens = self.encoder(normalise(images), keep=keep)[:, int(self.vision.class_token) :]
+        return tokens, jnp.einsum("bnd,vd->bnv", tokens, self._names())
 
-    def read(self, tokens: jax.Array, logits: jax.Array, asked: jax.Array) -> dict[str, jax.Array]:
-        """Look logits of the asked names int[B, K], from tokens pooled by each name's softmax over tokens."""
-        weights = jax.nn.softmax(jnp.take_along_axis(logits, asked[:, None], 2), 1)
-        pooled = jnp.einsum("bnk,bnd->bkd", weights, tokens)
-        return {slot: head(pooled) for slot, head in self.heads.items()}
+    def _names(self) -> jax.Array:
+        return unit(self.embedding) * jnp.exp(self.log_scale) / self.vision.width**0.5
+
+    def read(self, tokens: jax.Array, asked: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits float[B, N, K] of the asked names int[B, K], and look logits from tokens pooled by their softmax."""
+        # The asked rows of the table, not the asked columns of the logits: their gradient is no large scatter.
+        own = jnp.einsum("bnd,bkd->bnk", tokens, self._names()[asked])
+        pooled = jnp.einsum("bnk,bnd->bkd", jax.nn.softmax(own, 1), tokens)
+        return own, {slot: head(pooled) for slot, head in self.heads.items()}
 
     def everything(self, images, asked):
-        tokens, logits = self(images)
-        return self.read(tokens, logits, asked)
+        """Everything that has parameters, for `init`."""
+        return self.read(self(images)[0], asked)
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -88,28 +89,29 @@ def unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5)
 
 
-def loss_fn(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array], rng: jax.Array, hide: float):
+def loss_fn(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array], rng: jax.Array, keep: float):
     """Caption loss.
 
     Args:
-      hide: share of tokens that the name scores do not see, drawn anew for each image, so that every part of an object
-        must carry its name.
+      keep: share of the patches that the encoder sees, drawn anew for each batch: training is cheaper, and every part
+        of an object must carry its name.
 
     Returns:
       The loss, and a dict of its parts.
     """
-    tokens, logits = model.apply({"params": params}, batch["image"])
+    patches = model.vision.grid**2
+    kept = jax.random.permutation(rng, patches)[: round(patches * keep)] if keep < 1 else None
+    tokens, logits = model.apply({"params": params}, batch["image"], kept)
     present = batch["names"] >= 0
     asked = jnp.maximum(batch["names"], 0)
-    seen = jax.random.uniform(rng, logits.shape[:2]) >= hide
-    scores = jax.nn.logsumexp(jnp.where(seen[..., None], logits, -1e9), 1)
-    in_caption = (jax.nn.one_hot(batch["names"], model.names).sum(1) > 0)
-    absent = jax.nn.logsumexp(jnp.where(in_caption, -1e9, scores), 1, keepdims=True)
-    own = jnp.take_along_axis(scores, asked, 1)
+    own, read = model.apply({"params": params}, tokens, asked, method="read")
+    own = jax.nn.logsumexp(own, 1)
+    in_caption = jax.nn.one_hot(batch["names"], model.names).sum(1)
+    scores = jax.nn.logsumexp(logits, 1)
+    absent = jax.nn.logsumexp(scores - 1e9 * in_caption, 1, keepdims=True)
     count = present.sum()
     name_loss = jnp.where(present, jnp.logaddexp(own, absent) - own, 0).sum() / count
     parts = {"names": name_loss}
-    read = model.apply({"params": params}, tokens, logits, asked, method="read")
     for i, (slot, slot_logits) in enumerate(read.items()):
         cost = optax.softmax_cross_entropy_with_integer_labels(slot_logits, batch["looks"][..., i])
         parts[slot] = jnp.where(present, cost, 0).sum() / count
@@ -126,13 +128,13 @@ def evaluate(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array]) -
     present = batch["names"] >= 0
     asked = jnp.maximum(batch["names"], 0)
     scores = jax.nn.logsumexp(logits, 1)
-    rank = (scores[:, None, :] > jnp.take_along_axis(scores, asked, 1)[..., None]).sum(-1)
+    own, read = model.apply({"params": params}, tokens, asked, method="read")
+    rank = (scores[:, None, :] > jax.nn.logsumexp(own, 1)[..., None] + 1e-4).sum(-1)
     out = {"names": (present & (rank < present.sum(1, keepdims=True))).sum()}
-    read = model.apply({"params": params}, tokens, logits, asked, method="read")
     for i, (slot, slot_logits) in enumerate(read.items()):
         out[slot] = (present & (slot_logits.argmax(-1) == batch["looks"][..., i])).sum()
     grid, patch = model.vision.grid, model.vision.patch
-    own = jnp.take_along_axis(logits, asked[:, None], 2).swapaxes(1, 2)
+    own = own.swapaxes(1, 2)
     centre = (jnp.arange(grid) + 0.5) * patch
     x1, y1, x2, y2 = (batch["boxes"][..., i, None] for i in range(4))
     in_x, in_y = (centre > x1) & (centre < x2), (centre > y1) & (centre < y2)

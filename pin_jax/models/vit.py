@@ -116,12 +116,14 @@ class ViT(nn.Module):
         pixels: jax.Array,
         attention_fn: AttentionFn = layers.attention,
         extra_tokens: jax.Array | None = None,
+        keep: jax.Array | None = None,
     ) -> jax.Array:
         """See the class.
 
         Args:
           pixels: float[B, H, W, 3]; H and W multiples of the patch. Positions are resized to fit.
           attention_fn: called as attention_fn(q, k, v, context=...), float[B, N, H, d] each.
+          keep: int[K], the patches (row by row) that are processed at all, for cheaper training; all by default.
           extra_tokens: float[P, D], put after the class token and the first norm (VPT on phi_V).
         """
         config = self.config
@@ -132,16 +134,20 @@ class ViT(nn.Module):
         if config.stem_width:
             half = config.patch // 2
             x = rearrange(pixels, "b (h i p) (w j q) c -> b (h w) i j (p q c)", i=2, j=2, p=half, q=half)
+            x = x if keep is None else x[:, keep]
             x = nn.LayerNorm(epsilon=config.eps, name="stem_norm")(dense(config.stem_width, name="stem")(x))
             x = rearrange(layers.ACTIVATIONS[config.act](x), "b n i j c -> b n (i j c)")
         else:
             x = rearrange(pixels, "b (h p) (w q) c -> b (h w) (p q c)", p=config.patch, q=config.patch)
+            x = x if keep is None else x[:, keep]
         x = dense(config.width, config.patch_bias or bool(config.stem_width), name="patch")(x)
+        table = self.param("positions", nn.initializers.normal(0.02), (config.tokens, config.width))
+        positions = resize_positions(table, grid, config.class_token).astype(x.dtype)
         if config.class_token:
             cls = self.param("class_token", nn.initializers.normal(0.02), (config.width,))
             x = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, config.width)), x], 1)
-        table = self.param("positions", nn.initializers.normal(0.02), (config.tokens, config.width))
-        x = x + resize_positions(table, grid, config.class_token).astype(x.dtype)
+            keep = None if keep is None else jnp.concatenate([jnp.zeros(1, keep.dtype), keep + 1])
+        x = x + (positions if keep is None else positions[keep])
         if config.pre_norm:
             x = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype, name="pre_norm")(x)
         if extra_tokens is not None:

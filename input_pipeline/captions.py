@@ -1,0 +1,156 @@
+"""The texts that the small VLM learns language from: captions, questions of looks, and box syntax without an image.
+
+No number is ever tied to an image: box texts name objects that are NOT in the picture, with random boxes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from input_pipeline import looks, paste
+from input_pipeline.boxes import BoxCodec
+from input_pipeline.loader import pad_rows
+from input_pipeline.prompts import article, question
+
+ANSWER, NAME, COPY, REST = 6.0, 3.0, 1.0, 0.3
+
+
+@dataclasses.dataclass
+class Text:
+    """A text under construction, with a loss weight for every piece."""
+
+    text: str = ""
+    spans: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # (end, weight)
+
+    def add(self, piece: str, weight: float = REST) -> Text:
+        self.text += piece
+        self.spans.append((len(self.text), weight))
+        return self
+
+    def weight_at(self, offset: int) -> float:
+        """Loss weight of the token that starts at a character."""
+        return next(weight for end, weight in self.spans if offset < end)
+
+
+def caption(text: Text, names: Sequence[str]) -> Text:
+    """`a photo of a cat, a dog and a red apple.`"""
+    text.add("A photo of")
+    for i, name in enumerate(names):
+        if i:
+            text.add(" and" if i == len(names) - 1 else ",")
+        text.add(f" {article(name)}").add(f" {name}", NAME)
+    return text.add(".")
+
+
+def look_question(text: Text, slot: str, name: str, look: looks.Look) -> Text:
+    """`The colour of the cat is red.`"""
+    return text.add(f"The {slot} of the {name} is").add(f" {getattr(look, slot)}", ANSWER).add(".")
+
+
+def look_list(text: Text, name: str, look: looks.Look) -> Text:
+    """`In the image is a cat looking like [big,red,plain,blue].`: a list in the syntax of boxes, in words only."""
+    text.add(f"In the image is {article(name)}").add(f" {name}", 1.0).add(" looking like [")
+    for i, word in enumerate(look.words()):
+        text.add("," if i else "").add(word, ANSWER)
+    return text.add("].")
+
+
+def box_statement(text: Text, name: str, box: str, weight: float = REST) -> Text:
+    """`In the image is a cat located at [0,10,40,80].`"""
+    return text.add(question(name)).add(box, weight).add(".")
+
+
+def random_box(rng: np.random.Generator, codec: BoxCodec) -> str:
+    """The text of a box drawn as the paste recipe draws them."""
+    aspect = float(np.exp(rng.normal(0, 0.35)))
+    return codec.encode(paste.layout(rng, [aspect], codec.grid)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionTexts(grain.transforms.RandomMap):
+    """A scene's record -> rows of token ids and loss weights, in the layout of training texts.
+
+    Row 0 is a caption; rows 1 and 2 hold statements about looks; row 3 holds box statements on absent names, mostly
+    without the image, of which the second may repeat the first (in-context copying).
+
+    Returns ids int32[4, T] and weights float32[4, T] (of predicting each token); the record's `vision` or `image`
+    goes with them.
+
+    Attributes:
+      tokenizer: a transformers tokenizer. names: all names. codec: of boxes. length: T.
+      box_with_image: probability that the box row has the image.
+    """
+
+    tokenizer: Any
+    names: tuple[str, ...]
+    codec: BoxCodec
+    length: int = 40
+    box_with_image: float = 0.3
+
+    def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        names, seen = record["names"], record["looks"]
+        order = rng.permutation(len(names))
+        rows = [caption(Text().add("<image>"), [names[i] for i in order])]
+        for _ in range(2):
+            row = Text().add("<image>")
+            for i in rng.permutation(len(names))[:2]:
+                if rng.random() < 0.6:
+                    look_list(row, names[i], seen[i])
+                else:
+                    for slot in rng.permutation(list(looks.SLOTS))[:2]:
+                        look_question(row, str(slot), names[i], seen[i])
+                row.add("<|endofchunk|>")
+            rows.append(row)
+        row = Text().add("<image>" if rng.random() < self.box_with_image else "")
+        absent = [name for name in rng.choice(self.names, 8, replace=False) if name not in names][:2]
+        first = random_box(rng, self.codec)
+        box_statement(row, absent[0], first).add("<|endofchunk|>")
+        if rng.random() < 0.6:
+            box_statement(row, absent[0], first, COPY)
+        else:
+            box_statement(row, absent[1], random_box(rng, self.codec))
+        rows.append(row.add("<|endofchunk|>"))
+        encoded = self.tokenizer([row.text for row in rows], return_offsets_mapping=True, add_special_tokens=False)
+        ids, weights = [], []
+        for row, tokens, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            ids.append(pad_rows(np.array(tokens, np.int32), self.length, self.tokenizer.pad_token_id))
+            weights.append(pad_rows(np.array([row.weight_at(start) for start, _ in offsets], np.float32), self.length))
+        out = {"ids": np.stack(ids), "weights": np.stack(weights)}
+        for key in ("vision", "image"):
+            if key in record:
+                out[key] = record[key]
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class LookQuestions(grain.transforms.Map):
+    """A scene's record -> its questions of looks with their answers, for scoring: `The colour of the cat is` -> ` red`.
+
+    Returns ids int32[most * 4, T] (left-padded), answer int32[most * 4] and slot int32[most * 4] (-1 pads).
+    """
+
+    tokenizer: Any
+    most: int
+    length: int = 12
+
+    def map(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        ids, answers, slots = [], [], []
+        for name, look in zip(record["names"], record["looks"], strict=True):
+            for i, slot in enumerate(looks.SLOTS):
+                text = f"<image>The {slot} of the {name} is {getattr(look, slot)}"
+                *prompt, answer = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                ids.append([self.tokenizer.pad_token_id] * (self.length - len(prompt)) + prompt)
+                answers.append(answer)
+                slots.append(i)
+        rows = self.most * len(looks.SLOTS)
+        out = {
+            "ids": pad_rows(np.array(ids, np.int32), rows, self.tokenizer.pad_token_id),
+            "answer": pad_rows(np.array(answers, np.int32), rows),
+            "slot": pad_rows(np.array(slots, np.int32), rows, -1),
+        }
+        return out | {key: record[key] for key in ("vision", "image") if key in record}

@@ -1,0 +1,82 @@
+"""Stage 2 of the small VLM: language and gated cross-attention learn together on captions, over frozen vision features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from input_pipeline import looks
+from pin_jax.models.flamingo import Flamingo
+from pin_jax.pretrain_vision import unit
+
+EMBEDDING_SCALE = 0.1
+MATCH, VALUE, OUT, GATE = 1.2, 1.0, 0.2, 0.5
+
+
+def match_init(params: Any, rng: jax.Array, name_ids: np.ndarray, names: jax.Array) -> Any:
+    """Starts cross-attention as a matcher: each name token finds its own patches from the first step.
+
+    Name embeddings are those of stage 1; W_q = W_k = 1.2 x one random orthogonal matrix, W_v near the identity, W_o
+    near 0.2 of it, gates at 0.5.
+
+    Args:
+      params: the Flamingo's parameters. name_ids: int[names], token id of each name. names: float[names, D].
+    """
+    lm = dict(params["lm"])
+    embedding = jax.random.normal(rng, lm["embedding"].shape) * EMBEDDING_SCALE
+    lm["embedding"] = embedding.at[name_ids].set(unit(names) * EMBEDDING_SCALE)
+    gates = dict(lm["gates"])
+    inner, width = gates["q"]["kernel"].shape[2], gates["q"]["kernel"].shape[1]
+    media = gates["kv"]["kernel"].shape[1]
+    if media == width:  # one space for names and patches
+        rotation = MATCH * jax.random.orthogonal(jax.random.fold_in(rng, 1), max(inner, width))[:width, :inner]
+        value = VALUE * jnp.eye(media, inner)
+        gates["q"] = {"kernel": gates["q"]["kernel"] * 0.5 + rotation}
+        gates["kv"] = {"kernel": gates["kv"]["kernel"] * 0.5 + jnp.concatenate([rotation, value], 1)}
+        gates["out"] = {"kernel": gates["out"]["kernel"] * 0.5 + OUT * jnp.eye(inner, width)}
+    for gate in ("attn_gate", "mlp_gate"):
+        gates[gate] = jnp.full_like(gates[gate], GATE)
+    lm["gates"] = gates
+    return {**params, "lm": lm}
+
+
+def loss_fn(vlm: Flamingo, lm: Any, vision_params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weighted next-token cross-entropy of rows of text.
+
+    Args:
+      lm: what trains: every parameter but the vision encoder's.
+      batch: vision float[B, N, D], ids int[B, R, T], weights float[B, R, T].
+
+    Returns:
+      The loss, and the share of right answers among tokens that weigh most.
+    """
+    ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
+    weights = batch["weights"].reshape(ids.shape)[:, 1:]
+    params = {**lm, "vision": vision_params}
+    mask = ids != vlm.config.pad_token
+    logits = vlm.apply({"params": params}, None, ids, mask, vision=batch["vision"][:, None])[:, :-1]
+    cost = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
+    right = logits.argmax(-1) == ids[:, 1:]
+    answers, named = weights >= 6, (weights >= 3) & (weights < 6)
+    return (cost * weights).sum() / weights.sum(), {
+        "answers": (right & answers).sum() / answers.sum(),
+        "names": (right & named).sum() / jnp.maximum(named.sum(), 1),
+    }
+
+
+def right_answers(vlm: Flamingo, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Right answers to `The SLOT of the NAME is`, with their count, per slot: `colour` is the gate of the small VLM."""
+    ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
+    mask = ids != vlm.config.pad_token
+    logits = vlm.apply({"params": params}, None, ids, mask, vision=batch["vision"][:, None])[:, -1]
+    right = logits.argmax(-1) == batch["answer"].reshape(-1)
+    slot = batch["slot"].reshape(-1)
+    out = {}
+    for i, name in enumerate(looks.SLOTS):
+        out[name] = (right & (slot == i)).sum()
+        out[f"{name}_count"] = (slot == i).sum()
+    return out
