@@ -300,3 +300,13 @@ class Flamingo(nn.Module):
 
     def _media_keys(self, media: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self.lm.media_keys(rearrange(media, "b i l d -> b (i l) d"))
+
+
+def reorder(cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
+    """Picks rows of text from a decoding cache: row i becomes what row rows[i] was; rows int[R'] stay with their image."""
+    return {
+        **cache,
+        "text": jax.tree.map(lambda a: a[:, rows], cache["text"]),
+        "visible": cache["visible"][rows],
+        "mask": cache["mask"][rows],
+    }
