@@ -40,10 +40,14 @@ class BoxQuestions(grain.transforms.RandomMap):
         ids = np.full((self.questions, self.length), self.tokenizer.pad_token_id, np.int32)
         target = np.zeros((self.questions, self.length), np.float32)
         for row, i in enumerate(asked):
-            prompt, answer = split(record["said"][i], self.codec.encode(record["cells"][i]), record.get("curriculum", False))
+            prompt, answer = split(
+                record["said"][i], self.codec.encode(record["cells"][i]), record.get("curriculum", False)
+            )
             pieces = self.tokenizer([IMAGE_TAG + prompt, answer + TAIL], add_special_tokens=False)["input_ids"]
             if len(pieces[0]) + len(pieces[1]) > self.length:
-                raise ValueError(f"text of {record['said'][i]!r} has over {self.length} tokens; raise config.text_length")
+                raise ValueError(
+                    f"text of {record['said'][i]!r} has over {self.length} tokens; raise config.text_length"
+                )
             ids[row] = pad_rows(np.array(sum(pieces, [])), self.length, self.tokenizer.pad_token_id)
             target[row, len(pieces[0]) : len(pieces[0]) + len(pieces[1])] = 1
         out = {"ids": ids, "target": target}

@@ -59,7 +59,9 @@ def all_boxes(codec: BoxCodec) -> np.ndarray:
     low, high = np.triu_indices(codec.grid)
     spans = np.stack([low, high + 1], 1) * codec.cell
     x, y = np.meshgrid(np.arange(len(spans)), np.arange(len(spans)), indexing="ij")
-    return np.concatenate([spans[x.ravel()][:, [0]], spans[y.ravel()][:, [0]], spans[x.ravel()][:, [1]], spans[y.ravel()][:, [1]]], 1).astype(np.float32)
+    return np.concatenate(
+        [spans[x.ravel()][:, [0]], spans[y.ravel()][:, [0]], spans[x.ravel()][:, [1]], spans[y.ravel()][:, [1]]], 1
+    ).astype(np.float32)
 
 
 def constant_box(true: np.ndarray, codec: BoxCodec) -> np.ndarray:

@@ -44,7 +44,9 @@ def match_init(params: Any, rng: jax.Array, name_ids: np.ndarray, names: jax.Arr
     return {**params, "lm": lm}
 
 
-def loss_fn(vlm: Flamingo, lm: Any, vision_params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss_fn(
+    vlm: Flamingo, lm: Any, vision_params: Any, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted next-token cross-entropy of rows of text.
 
     Args:

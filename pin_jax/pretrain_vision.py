@@ -42,7 +42,9 @@ class BagOfWords(grain.transforms.Map):
     def map(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         index = {name: i for i, name in enumerate(self.names)}
         ids = np.array([index[name] for name in record["names"]], np.int32)
-        seen = [look.indices() for look in record["looks"]] if record["looks"] else -np.ones((len(ids), len(looks.SLOTS)))
+        seen = (
+            [look.indices() for look in record["looks"]] if record["looks"] else -np.ones((len(ids), len(looks.SLOTS)))
+        )
         return {
             "image": record["image"],
             "names": pad_rows(ids, self.most, -1),

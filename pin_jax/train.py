@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
 from input_pipeline.questions import BoxQuestions, Curriculum
-from input_pipeline.scenes import SceneConfig, Scenes
+from input_pipeline.scenes import Scenes, scene_config
 from pin_jax import features, reporting
 from pin_jax.checkpoints import Checkpoints
 from pin_jax.methods import METHODS
@@ -38,12 +38,6 @@ class State:
     opt: Any
 
 
-def scene_config(config: ConfigDict, vlm: VLM, **changes: Any) -> SceneConfig:
-    """The scenes of a run: config.scenes at the VLM's own size, with changes."""
-    chosen = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config.scenes.items()}
-    return SceneConfig(image_size=vlm.codec.image_size, grid=vlm.codec.grid, **{**chosen, **changes})
-
-
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +50,9 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path) -> Curr
     for phase, share in enumerate((config.curriculum, 1 - config.curriculum)):
         objects = (most, most) if phase == 0 else tuple(config.scenes.objects)
         length = max(1, round((cached or total) * share))
-        scenes = Scenes(scene_config(config, vlm, split="train", objects=objects), 2 * config.seed + phase, length)
+        scenes = Scenes(
+            scene_config(config.scenes, vlm.codec, split="train", objects=objects), 2 * config.seed + phase, length
+        )
         if cached and share > 0:
             with reporting.progress(f"vision features of {length:,} scenes", length, "image") as advance:
                 scenes = features.build(scenes, vlm.encode, workdir / "cache", vlm.identity, progress=advance)

@@ -51,9 +51,9 @@ class VLM:
 
     def __post_init__(self):
         self._encode = jax.jit(
-            lambda params, images: self.model.apply(
-                {"params": params}, self.pixels(images)[:, None], method="encode"
-            )[:, 0]
+            lambda params, images: self.model.apply({"params": params}, self.pixels(images)[:, None], method="encode")[
+                :, 0
+            ]
         )
 
     def pixels(self, images: jax.Array) -> jax.Array:

@@ -27,7 +27,9 @@ class Pin:
 
     @property
     def module(self) -> PositionalInsert:
-        return PositionalInsert(self.config.media_tokens, self.config.vision.width, tuple(self.hidden), learned=self.learned)
+        return PositionalInsert(
+            self.config.media_tokens, self.config.vision.width, tuple(self.hidden), learned=self.learned
+        )
 
     def init(self, rng: jax.Array) -> Any:
         """Parameters, float32."""
