@@ -12,10 +12,13 @@ import pathlib
 import re
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import UserError
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that there is no torch: none is needed
+logging.set_verbosity(logging.WARNING)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :variant; override by --config.name=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that a run writes.")

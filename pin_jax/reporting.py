@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from tensorboardX import SummaryWriter
 
 from input_pipeline.errors import UserError
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def say(text: str) -> None:
