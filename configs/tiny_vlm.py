@@ -35,24 +35,27 @@ def get_config(variant: str = "") -> ConfigDict:
     config.scenes = ConfigDict(
         {"cutouts": "twemoji", "backgrounds": "photos", "split": "all", "background_split": "train", "crop": 0.4}
     )
-    looks = {"look_share": 0.5, "look_scenes": 0.5}
-
-    # Stage 1, vision. Small pictures of one object first; then crowds, half of the patches seen; then whole scenes.
-    config.vision_lr = 1.4e-3
-    config.vision_phases = [
-        {"images": 60_000, "batch": 96, "keep": 1.0,
-         "scenes": {"image_size": 80, "grid": 8, "crop": 0.2, "objects": [1, 1], "smallest": [4], "largest": 7,
-                    "look_share": 0.4, "look_scenes": 0.3}},
-        {"images": 90_000, "batch": 32, "keep": 0.5,
-         "scenes": {"objects": [2, 5], "smallest": [5, 4, 4, 4, 3], "largest": 9, "look_share": 0.5, "look_scenes": 0.6}},
-        {"images": 45_000, "batch": 32, "keep": 1.0,
-         "scenes": {"objects": [1, 3], "smallest": [5, 4, 4], **looks}},
+    # Stage 1, vision. Part 1: small pictures of one object, then crowds of which half the patches are seen.
+    # Part 2: whole scenes, by turns with three tenths of the patches, so that every part of an object keeps its name.
+    config.vision_fits = [
+        {"lr": 1.4e-3, "schedule_steps": 4843, "phases": [
+            {"images": 60_000, "batch": 96, "keep": [1.0], "seed": 0,
+             "scenes": {"image_size": 80, "grid": 8, "crop": 0.2, "objects": [1, 1], "smallest": [4], "largest": 7,
+                        "look_share": 0.4, "look_scenes": 0.3}},
+            {"images": 90_000, "batch": 32, "keep": [0.5], "seed": 625,
+             "scenes": {"objects": [2, 5], "smallest": [5, 4, 4, 4, 3], "largest": 9,
+                        "look_share": 0.5, "look_scenes": 0.6}},
+        ]},
+        {"lr": 8e-4, "schedule_steps": 0, "phases": [
+            {"images": 48_000, "batch": 32, "keep": [0.3, 1.0], "seed": 10_000,
+             "scenes": {"objects": [1, 3], "smallest": [5, 4, 4], "look_share": 0.5, "look_scenes": 0.5}},
+        ]},
     ]  # fmt: skip
 
     # Stage 2, language and cross-attention on cached features.
     config.language_lr = 1.5e-3
     config.language_images = 16_000  # features computed once
-    config.language_steps = 6000
+    config.language_steps = 3000
     config.language_batch = 16
     config.text_length = 40
     config.language_scenes = ConfigDict(
@@ -74,8 +77,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.image = ""
     config.prompts = "A photo of"  # separated by |
     if variant == "smoke":
-        for phase in config.vision_phases:
-            phase["images"] //= 100
+        for part in config.vision_fits:
+            part["schedule_steps"] //= 100
+            for phase in part["phases"]:
+                phase["images"] //= 100
         config.language_images, config.language_steps = 320, 60
         config.eval.images = 64
     return config

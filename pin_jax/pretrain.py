@@ -83,8 +83,8 @@ def flamingo(config: ConfigDict) -> tuple[Flamingo, Any, tuple[str, ...], BoxCod
 
 
 def adamw(lr: float, steps: int) -> optax.GradientTransformation:
-    """AdamW on a cosine with a short warm-up; gradients clipped at norm 1."""
-    schedule = optax.warmup_cosine_decay_schedule(0, lr, min(200, steps // 4 + 1), steps, lr / 100)
+    """AdamW on a cosine of `steps` steps with a short warm-up; gradients clipped at norm 1."""
+    schedule = optax.warmup_cosine_decay_schedule(0, lr, min(200, steps // 4 + 1), steps, 1e-5)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.02))
 
 
@@ -93,14 +93,14 @@ def fit(
     workdir: pathlib.Path,
     state: State,
     step_fn: Callable[[State, dict, jax.Array, Any], tuple[State, dict]],
-    phases: list[tuple[int, Callable[[], Any], Any]],
+    phases: list[tuple[int, Callable[[], Any], list]],
     config: ConfigDict,
 ) -> Any:
     """Runs the phases of one stage, or goes on where its last checkpoint stands; returns the parameters.
 
     Args:
       step_fn: (state, batch, rng, option) -> state, metrics.
-      phases: (steps, iterator factory, option) each.
+      phases: (steps, iterator factory, options) each; the options of step_fn take turns.
     """
     checkpoints = Checkpoints(workdir, identity=title, keep=2)
     restored = checkpoints.restore(state)
@@ -112,7 +112,7 @@ def fit(
     log = reporting.Log(workdir)
     begin, at = time.monotonic(), 0
     with reporting.progress(title, total, "step") as advance:
-        for steps, make_iterator, option in phases:
+        for steps, make_iterator, options in phases:
             at += steps
             if done >= at:
                 continue
@@ -120,7 +120,7 @@ def fit(
             if data_state is not None and done > at - steps:
                 iterator.set_state(data_state)
             for i in range(done + 1, at + 1):
-                state, metrics = step_fn(state, next(iterator), jax.random.key(i - 1), option)
+                state, metrics = step_fn(state, next(iterator), jax.random.key(i - 1), options[i % len(options)])
                 done = i
                 if i % config.log_every == 0 or i == total:
                     values = {name: float(value) for name, value in metrics.items()}
@@ -141,28 +141,29 @@ def train_vision(config: ConfigDict, workdir: pathlib.Path, names: tuple[str, ..
     params = jax.jit(functools.partial(model.init, method="everything"))(
         jax.random.key(config.seed), np.zeros((1, size, size, 3), np.uint8), np.zeros((1, 1), np.int32)
     )["params"]
-    tx = adamw(config.vision_lr, sum(p["images"] // p["batch"] for p in config.vision_phases))
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-    def step(state, batch, rng, keep):
+    def step(tx, state, batch, rng, keep):
         grad = jax.grad(functools.partial(vision.loss_fn, model), has_aux=True)
         grads, metrics = grad(state.params, batch, rng, keep)
         updates, opt = tx.update(grads, state.opt, state.params)
         return State(optax.apply_updates(state.params, updates), opt), metrics
 
-    def make(phase, seed):
+    def make(phase):
         def iterator():
             options = {**config.scenes, **phase["scenes"]}
-            scenes = Scenes(scene_config(options, codec), seed, phase["images"])
+            scenes = Scenes(scene_config(options, codec), phase["seed"] + config.seed, phase["images"])
             words = vision.BagOfWords(names, options["objects"][1])
             return batches(scenes, [words], phase["batch"], shuffle=False, threads=config.threads)
 
         return iterator
 
-    phases = [
-        (p["images"] // p["batch"], make(p, [config.seed, i]), p["keep"]) for i, p in enumerate(config.vision_phases)
-    ]
-    return fit("stage 1, vision", workdir / "vision", State(params, tx.init(params)), step, phases, config)
+    for k, part in enumerate(config.vision_fits):
+        phases = [(p["images"] // p["batch"], make(p), list(p["keep"])) for p in part["phases"]]
+        tx = adamw(part["lr"], part["schedule_steps"] or sum(steps for steps, _, _ in phases))
+        step_fn = jax.jit(functools.partial(step, tx), donate_argnums=0, static_argnums=3)
+        title = f"stage 1, vision, part {k + 1}"
+        params = fit(title, workdir / f"vision_{k + 1}", State(params, tx.init(params)), step_fn, phases, config)
+    return params
 
 
 def train_language(
@@ -180,7 +181,7 @@ def train_language(
     frozen = params.pop("vision")
     vlm = vlm_lib.VLM(model, {"vision": frozen}, tokenizer, codec, vision.MEAN, vision.STD, vlm_lib.identity(frozen))
     scenes = Scenes(
-        scene_config({**config.scenes, **config.language_scenes}, codec), [config.seed, 100], config.language_images
+        scene_config({**config.scenes, **config.language_scenes}, codec), config.seed + 100, config.language_images
     )
     with reporting.progress("vision features", len(scenes), "image") as advance:
         bank = features.build(scenes, vlm.encode, workdir / "cache", vlm.identity, progress=advance)
@@ -197,7 +198,7 @@ def train_language(
         texts = captions.CaptionTexts(tokenizer, names, codec, config.text_length)
         return batches(bank, [texts], config.language_batch, seed=config.seed, threads=config.threads)
 
-    phases = [(config.language_steps, iterator, None)]
+    phases = [(config.language_steps, iterator, [None])]
     lm = fit("stage 2, language", workdir / "language", State(params, tx.init(params)), step, phases, config)
     return {**lm, "vision": frozen}
 
@@ -209,7 +210,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         f"train the small VLM, in {workdir}",
         {
             "names": f"{len(names)} ({config.scenes.cutouts}), vocabulary {len(tokenizer)}",
-            "stage 1": f"{sum(p['images'] for p in config.vision_phases):,} images",
+            "stage 1": f"{sum(p['images'] for part in config.vision_fits for p in part['phases']):,} images",
             "stage 2": f"{config.language_steps * config.language_batch:,} samples of {config.language_images:,} images",
             "devices": evaluate.devices(),
         },
@@ -235,6 +236,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
     most = max(len(r["names"]) for r in records)
     rows = captions.LookQuestions(vlm.tokenizer, most)
     count = jax.jit(functools.partial(language.right_answers, vlm.model))
+    plain = vlm.tokenizer.convert_tokens_to_ids(f" {looks.NONE}")
     totals: dict[str, float] = {}
     for start in range(0, len(records), 64):
         chunk = [
@@ -242,9 +244,9 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
             for r, v in zip(records[start : start + 64], seen[start : start + 64], strict=True)
         ]
         batch = {key: np.stack([row[key] for row in chunk]) for key in chunk[0]}
-        for key, value in count(vlm.params, batch).items():
+        for key, value in count(vlm.params, batch, plain).items():
             totals[key] = totals.get(key, 0) + float(value)
-    knows: dict[str, Any] = {slot: totals[slot] / totals[f"{slot}_count"] for slot in looks.SLOTS}
+    knows: dict[str, Any] = {slot: totals[slot] / totals[f"{slot}_count"] for slot in (*looks.SLOTS, "tint")}
     written = evaluate.ask(
         vlm, seen, [(i, "A photo of") for i in range(len(records))], Inserts(), config.eval, "captioning"
     )
