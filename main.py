@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -26,13 +27,16 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that a run
 PROGRAMS = {"pin": "pin_jax.runs", "tiny_vlm": "pin_jax.pretrain"}
 
 
-def _override_error(argv: list[str], error: Exception) -> str:
-    """One line for a config file or an override that does not parse; names the nearest right entry."""
+def _given(argv: list[str]) -> tuple[str, str]:
+    """Path and variant of --config."""
     given = next((a.split("=", 1)[-1] for a in argv if re.match(r"--?config=", a)), "")
     path, _, variant = given.partition(":")
-    if given and not pathlib.Path(path).is_file():
-        near = difflib.get_close_matches(path, sorted(str(p) for p in pathlib.Path("configs").glob("*.py")), 1, 0.3)
-        return f"--config={given}: no such file{f'; did you mean {near[0]}' if near else ''}"
+    return path, variant
+
+
+def _override_error(argv: list[str], error: Exception) -> str:
+    """One line for a config file or an override that does not parse; names the nearest right entry."""
+    path, variant = _given(argv)
     try:
         spec = importlib.util.spec_from_file_location("given_config", path)
         module = importlib.util.module_from_spec(spec)
@@ -57,6 +61,10 @@ def _entries(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    path, _ = _given(argv)
+    if path and not pathlib.Path(path).is_file():
+        near = difflib.get_close_matches(path, sorted(str(p) for p in pathlib.Path("configs").glob("*.py")), 1, 0.3)
+        sys.exit(f"error: --config={path}: no such file{f'; did you mean {near[0]}?' if near else ''}")
     try:
         return app.parse_flags_with_usage(argv) if "--help" in argv or "-h" in argv else flags.FLAGS(argv)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:

@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Stage 1, vision. Part 1: small pictures of one object, then crowds of which half the patches are seen.
     # Part 2: whole scenes, by turns with three tenths of the patches, so that every part of an object keeps its name.
     config.vision_fits = [
-        {"lr": 1.4e-3, "schedule_steps": 4843, "phases": [
+        {"lr": 1.4e-3, "schedule_steps": 4843, "look_weight": 0.25, "phases": [
             {"images": 60_000, "batch": 96, "keep": [1.0], "seed": 0,
              "scenes": {"image_size": 80, "grid": 8, "crop": 0.2, "objects": [1, 1], "smallest": [4], "largest": 7,
                         "look_share": 0.4, "look_scenes": 0.3}},
@@ -46,9 +46,9 @@ def get_config(variant: str = "") -> ConfigDict:
              "scenes": {"objects": [2, 5], "smallest": [5, 4, 4, 4, 3], "largest": 9,
                         "look_share": 0.5, "look_scenes": 0.6}},
         ]},
-        {"lr": 8e-4, "schedule_steps": 0, "phases": [
+        {"lr": 8e-4, "schedule_steps": 0, "look_weight": 1.0, "phases": [
             {"images": 48_000, "batch": 32, "keep": [0.3, 1.0], "seed": 10_000,
-             "scenes": {"objects": [1, 3], "smallest": [5, 4, 4], "look_share": 0.5, "look_scenes": 0.5}},
+             "scenes": {"objects": [1, 3], "smallest": [5, 4, 4], "look_share": 0.6, "look_scenes": 0.7}},
         ]},
     ]  # fmt: skip
 
@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.language_batch = 16
     config.text_length = 40
     config.language_scenes = ConfigDict(
-        {"objects": (1, 3), "smallest": (5, 4, 4), "look_share": 0.5, "look_scenes": 0.7}
+        {"objects": (1, 3), "smallest": (5, 4, 4), "look_share": 0.6, "look_scenes": 0.7}
     )
     config.gate = 0.9  # share of colour questions that must be answered right before an insert is worth training
 

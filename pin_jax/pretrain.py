@@ -142,9 +142,9 @@ def train_vision(config: ConfigDict, workdir: pathlib.Path, names: tuple[str, ..
         jax.random.key(config.seed), np.zeros((1, size, size, 3), np.uint8), np.zeros((1, 1), np.int32)
     )["params"]
 
-    def step(tx, state, batch, rng, keep):
+    def step(tx, look_weight, state, batch, rng, keep):
         grad = jax.grad(functools.partial(vision.loss_fn, model), has_aux=True)
-        grads, metrics = grad(state.params, batch, rng, keep)
+        grads, metrics = grad(state.params, batch, rng, keep, look_weight)
         updates, opt = tx.update(grads, state.opt, state.params)
         return State(optax.apply_updates(state.params, updates), opt), metrics
 
@@ -160,7 +160,7 @@ def train_vision(config: ConfigDict, workdir: pathlib.Path, names: tuple[str, ..
     for k, part in enumerate(config.vision_fits):
         phases = [(p["images"] // p["batch"], make(p), list(p["keep"])) for p in part["phases"]]
         tx = adamw(part["lr"], part["schedule_steps"] or sum(steps for steps, _, _ in phases))
-        step_fn = jax.jit(functools.partial(step, tx), donate_argnums=0, static_argnums=3)
+        step_fn = jax.jit(functools.partial(step, tx, part["look_weight"]), donate_argnums=0, static_argnums=3)
         title = f"stage 1, vision, part {k + 1}"
         params = fit(title, workdir / f"vision_{k + 1}", State(params, tx.init(params)), step_fn, phases, config)
     return params

@@ -111,12 +111,13 @@ def place(images: jax.Array, rng: jax.Array, vision: ViTConfig, keep: float) -> 
     return images, jax.random.permutation(rng, grid**2)[: round(grid**2 * keep)] if keep < 1 else None
 
 
-def loss_fn(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array], rng: jax.Array, keep: float):
+def loss_fn(
+    model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array], rng: jax.Array, keep: float, look_weight: float
+):
     """Caption loss.
 
     Args:
-      keep: share of the patches that the encoder sees, drawn anew for each batch: training is cheaper, and every part
-        of an object must carry its name.
+      keep: see `place`. look_weight: weight of each look slot beside the names.
 
     Returns:
       The loss, and a dict of its parts.
@@ -137,7 +138,7 @@ def loss_fn(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array], rn
         said = batch["looks"][..., i] >= 0
         cost = optax.softmax_cross_entropy_with_integer_labels(slot_logits, jnp.maximum(batch["looks"][..., i], 0))
         parts[slot] = jnp.where(said, cost, 0).sum() / count
-    return name_loss + 0.25 * sum(parts[slot] for slot in read), parts
+    return name_loss + look_weight * sum(parts[slot] for slot in read), parts
 
 
 def evaluate(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
