@@ -16,7 +16,7 @@ VISION = ViTConfig(image_size=28, patch=14, width=16, depth=1, heads=2, mlp=32, 
 IMAGE, END, PAD = 27, 28, 29
 
 
-def flamingo_config(depth: int = 3, cross_every: int = 1, **fields) -> FlamingoConfig:
+def flamingo_config(depth: int = 2, cross_every: int = 1, **fields) -> FlamingoConfig:
     """A Flamingo of a few thousand parameters: 4 vision tokens, 3 latents, 30 words."""
     fields = {
         "vision": VISION,
@@ -45,11 +45,19 @@ def random_params(shapes, seed: int = 0, scale: float = 0.3):
 
 
 @functools.cache
-def flamingo(depth: int = 3, cross_every: int = 1, images: int = 1):
+def flamingo(depth: int = 2, cross_every: int = 1):
     """(model, params) of a tiny Flamingo with random weights."""
     model = Flamingo(flamingo_config(depth, cross_every))
-    shapes = skeleton(model, jnp.zeros((1, images, 28, 28, 3)), jnp.zeros((1, 3), jnp.int32))
+    shapes = skeleton(model, jnp.zeros((1, 1, 28, 28, 3)), jnp.zeros((1, 3), jnp.int32))
     return model, random_params(shapes)
+
+
+@functools.cache
+def run(model, method: str = "__call__"):
+    """A method of a module, compiled once a shape: (params, *args) -> outputs. `steps` counts as static."""
+    static = ("steps",) if method == "prefill" else ()
+    return jax.jit(lambda params, *args, **kwargs: model.apply({"params": params}, *args, method=method, **kwargs),
+                   static_argnames=static)  # fmt: skip
 
 
 def fixture_config(meta: str) -> FlamingoConfig:

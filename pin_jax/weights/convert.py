@@ -94,13 +94,13 @@ class _Filled:
             return f"shape {array.shape}, expected {shape}"
         if self.value is None:
             self.value = np.zeros(self.spec.shape, self.spec.dtype)
-        view = self.value if layer is None else self.value[layer]
+        index = (() if layer is None else (layer,)) + (...,)
         if part is not None:
-            view = view[..., part * shape[-1] : (part + 1) * shape[-1]]
+            index += (slice(part * shape[-1], (part + 1) * shape[-1]),)
         slot = (layer or 0, part or 0)
-        if slot in self.filled and not np.array_equal(view, array.astype(self.spec.dtype)):
+        if slot in self.filled and not np.array_equal(self.value[index], array.astype(self.spec.dtype)):
             return "differs from another tensor of the file that stands for the same parameter"
-        view[...] = array
+        self.value[index] = array
         self.filled.add(slot)
         return None
 
@@ -126,7 +126,7 @@ def convert(tensors: Mapping[str, Any], table: Iterable[Rule], skeleton: Any, so
       source: what the error calls the tensors, a path for instance.
 
     Returns:
-      The skeleton's tree with numpy arrays of its shapes and dtypes.
+      The skeleton's tree with numpy arrays of its shapes and dtypes; put them on a device before use.
 
     Raises:
       UserError: lists every key that no rule maps, every parameter left unfilled (whole or in part), every tensor of
