@@ -206,5 +206,6 @@ def test_inserts_among_the_vision_tokens():
     vision = run(model, "encode")(params, pixels)
     fused = run(model, "fuse")(params, vision, Inserts(fusion_input=extra))
     together = jnp.concatenate([vision[:, 0], jnp.broadcast_to(extra, (2, 2, 16))], 1)
-    np.testing.assert_allclose(fused[:, 0], run(Perceiver(model.config.perceiver))(params["perceiver"], together), **TOLERANCE)
+    expected = run(Perceiver(model.config.perceiver))(params["perceiver"], together)
+    np.testing.assert_allclose(fused[:, 0], expected, **TOLERANCE)
     assert run(model, "encode")(params, pixels, Inserts(vision_input=extra)).shape == (2, 1, 6, 16)

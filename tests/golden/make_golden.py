@@ -2,7 +2,8 @@
 
 Run `python tests/golden/make_golden.py` where torch and transformers are installed. Each file holds `sd/KEY` (weights
 as transformers names them), `in/pixels` float32[B, 3, H, W], and `out/hidden` (the tower's last_hidden_state).
-CLIP's file also has `out/pooled` (the class token after post_layernorm). `positions.npz` holds a resized position table.
+CLIP's file also has `out/pooled` (the class token after post_layernorm). `positions.npz` holds a position table and
+its resizes.
 """
 
 from __future__ import annotations
