@@ -1,4 +1,4 @@
-"""Batches from any random-access source: shuffled, sharded by process, the same for any number of workers, resumable."""
+"""Batches from any random-access source: shuffled, sharded by process, the same for any number of workers."""
 
 from __future__ import annotations
 

@@ -178,6 +178,26 @@ def test_unroll_and_remat_change_nothing():
     np.testing.assert_allclose(out, same, **TOLERANCE)
 
 
+def test_bfloat16_stays_close_to_float32():
+    model, params = tiny.flamingo()
+    config = model.config
+    towers = {
+        name: dataclasses.replace(getattr(config, name), dtype=jnp.bfloat16) for name in ("vision", "lm", "perceiver")
+    }
+    half = Flamingo(dataclasses.replace(config, **towers))
+    half_params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    pixels, ids = random_inputs(2, 9)
+    expected = run(model)(params, pixels, jnp.asarray(ids))
+    vision = run(half, "encode")(half_params, pixels)
+    assert vision.dtype == jnp.bfloat16
+    inputs = jnp.asarray(ids[:, :8]), jnp.ones((2, 8))
+    logits, cache = run(half, "prefill")(half_params, vision, *inputs, steps=1)
+    after, _ = run(half, "step")(half_params, cache, jnp.asarray(ids[:, 8]))
+    for out, position in ((logits, 7), (after, 8)):
+        assert out.dtype == jnp.float32
+        np.testing.assert_allclose(out, expected[:, position], atol=0.05 * np.abs(expected).max())
+
+
 def test_insert_on_the_vision_tokens():
     model, params = tiny.flamingo()
     pixels, ids = random_inputs(2, 9)

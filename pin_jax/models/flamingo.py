@@ -216,7 +216,8 @@ class Flamingo(nn.Module):
             vision = jnp.concatenate([vision, jnp.broadcast_to(extra, (*vision.shape[:2], *extra.shape))], 2)
         if self.perceiver is None:
             return vision
-        return rearrange(self.perceiver(rearrange(vision, "b i n d -> (b i) n d")), "(b i) n d -> b i n d", i=vision.shape[1])
+        media = self.perceiver(rearrange(vision, "b i n d -> (b i) n d"))
+        return rearrange(media, "(b i) n d -> b i n d", i=vision.shape[1])
 
     def __call__(
         self,
@@ -245,7 +246,12 @@ class Flamingo(nn.Module):
         return self.lm.logits(x[:, prefix:])
 
     def prefill(
-        self, vision: jax.Array, input_ids: jax.Array, attention_mask: jax.Array, steps: int, inserts: Inserts = Inserts()
+        self,
+        vision: jax.Array,
+        input_ids: jax.Array,
+        attention_mask: jax.Array,
+        steps: int,
+        inserts: Inserts = Inserts(),
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Reads a left-padded prompt and makes room for `steps` more tokens.
 
