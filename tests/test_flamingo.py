@@ -134,6 +134,12 @@ def test_text_attends_only_to_the_most_recent_image():
     assert np.abs(logits - first)[:, 2:5].max(-1).min() > 1e-4
     np.testing.assert_array_equal(logits[:, :5], second[:, :5])
     assert np.abs(logits - second)[:, 5:].max(-1).min() > 1e-4
+    # Later text knows the first image through earlier text only: its own cross-attention is to the last one alone.
+    media = jnp.zeros((2, 2, 3, 16))
+    visible = model.apply({}, method=lambda m: m._visible(m._media_index(jnp.asarray(ids), 1), media))
+    expected = np.zeros((9, 6), bool)  # one learned embedding in front, three latents an image
+    expected[3:6, :3] = expected[6:, 3:] = True
+    np.testing.assert_array_equal(visible, np.stack([expected] * 2))
 
 
 def test_text_that_sees_no_image_gets_zero_attention_but_its_feed_forward():

@@ -95,8 +95,9 @@ def test_overlap_formula():
 
 @pytest.mark.parametrize(
     ("aspect", "s", "cells"),
-    [(1.0, 5, (6, 6)), (2.0, 5, (6, 3)), (0.5, 7, (5, 8)), (10.0, 4, (5, 2)), (0.1, 15, (3, 16)), (1.5, 9, (10, 7))],
-)
+    [(1.0, 5, (6, 6)), (2.0, 5, (6, 3)), (0.5, 7, (5, 8)), (10.0, 4, (5, 2)), (0.1, 15, (3, 16)), (1.5, 9, (10, 7)),
+     (1.4, 5, (6, 5)), (0.7, 5, (5, 6)), (0.68, 5, (4, 6))],
+)  # fmt: skip
 def test_footprint(aspect, s, cells):
     assert paste.footprint(aspect, s) == cells
 
