@@ -73,48 +73,35 @@ def random_box(rng: np.random.Generator, codec: BoxCodec) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionTexts(grain.transforms.RandomMap):
-    """A scene's record -> rows of token ids and loss weights, in the layout of training texts.
+    """A scene's record -> three rows of token ids and loss weights, in the layout of training texts.
 
-    Row 0 is a caption; rows 1 and 2 hold statements about looks; row 3 holds box statements on absent names, mostly
-    without the image, of which the second may repeat the first (in-context copying).
+    Row 0 is a caption and a statement about one object's look; row 1 is statements about looks; row 2 is either that or
+    box statements on absent names, mostly without the image, of which the second may repeat the first (in-context
+    copying).
 
-    Returns ids int32[4, T] and weights float32[4, T] (of predicting each token); the record's `vision` or `image`
+    Returns ids int32[3, T] and weights float32[3, T] (of predicting each token); the record's `vision` or `image`
     goes with them.
 
     Attributes:
-      tokenizer: a transformers tokenizer. names: all names. codec: of boxes. length: T.
-      box_with_image: probability that the box row has the image.
+      tokenizer: a transformers tokenizer. names: all names. codec: of boxes. length: T; longer rows are cut.
+      box_rows: share of box statements among the third rows. box_with_image: share of them that have the image.
     """
 
     tokenizer: Any
     names: tuple[str, ...]
     codec: BoxCodec
     length: int = 40
+    box_rows: float = 0.6
     box_with_image: float = 0.3
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         names, seen = record["names"], record["looks"]
-        order = rng.permutation(len(names))
-        rows = [caption(Text().add("<image>"), [names[i] for i in order])]
-        for _ in range(2):
-            row = Text().add("<image>")
-            for i in rng.permutation(len(names))[:2]:
-                if rng.random() < 0.6:
-                    look_list(row, names[i], seen[i])
-                else:
-                    for slot in rng.permutation(list(looks.SLOTS))[:2]:
-                        look_question(row, str(slot), names[i], seen[i])
-                row.add("<|endofchunk|>")
-            rows.append(row)
-        row = Text().add("<image>" if rng.random() < self.box_with_image else "")
-        absent = [name for name in rng.choice(self.names, 8, replace=False) if name not in names][:2]
-        first = random_box(rng, self.codec)
-        box_statement(row, absent[0], first).add("<|endofchunk|>")
-        if rng.random() < 0.6:
-            box_statement(row, absent[0], first, COPY)
+        first = caption(Text().add("<image>"), [names[i] for i in rng.permutation(len(names))]).add("<|endofchunk|>")
+        rows = [self._looks(first, names, seen, rng, 1), self._looks(Text().add("<image>"), names, seen, rng, 2)]
+        if rng.random() < self.box_rows:
+            rows.append(self._boxes(names, rng))
         else:
-            box_statement(row, absent[1], random_box(rng, self.codec))
-        rows.append(row.add("<|endofchunk|>"))
+            rows.append(self._looks(Text().add("<image>"), names, seen, rng, 2))
         encoded = self.tokenizer([row.text for row in rows], return_offsets_mapping=True, add_special_tokens=False)
         ids, weights = [], []
         for row, tokens, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
@@ -125,6 +112,27 @@ class CaptionTexts(grain.transforms.RandomMap):
             if key in record:
                 out[key] = record[key]
         return out
+
+    def _looks(self, row: Text, names: Sequence[str], seen: Sequence[looks.Look], rng, most: int) -> Text:
+        for i in rng.permutation(len(names))[:most]:
+            if rng.random() < 0.6:
+                look_list(row, names[i], seen[i])
+            else:
+                for slot in rng.permutation(list(looks.SLOTS))[:2]:
+                    look_question(row, str(slot), names[i], seen[i])
+            row.add("<|endofchunk|>")
+        return row
+
+    def _boxes(self, names: Sequence[str], rng: np.random.Generator) -> Text:
+        row = Text().add("<image>" if rng.random() < self.box_with_image else "")
+        absent = [name for name in rng.choice(self.names, 8, replace=False) if name not in names][:2]
+        first = random_box(rng, self.codec)
+        box_statement(row, absent[0], first).add("<|endofchunk|>")
+        if rng.random() < 0.6:
+            box_statement(row, absent[0], first, COPY)
+        else:
+            box_statement(row, absent[1], random_box(rng, self.codec))
+        return row.add("<|endofchunk|>")
 
 
 @dataclasses.dataclass(frozen=True)

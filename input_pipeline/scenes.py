@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from input_pipeline import backgrounds as backgrounds_lib
 from input_pipeline import cutouts as cutouts_lib
 from input_pipeline import looks, paste
 from input_pipeline.boxes import BoxCodec
+from input_pipeline.errors import UserError
 from input_pipeline.referrals import referrals
 
 
@@ -55,6 +57,19 @@ class SceneConfig:
     @property
     def codec(self) -> BoxCodec:
         return BoxCodec(self.image_size, self.grid)
+
+
+def scene_config(options: Mapping[str, Any], codec: BoxCodec, **changes: Any) -> SceneConfig:
+    """A run's scenes: its options at the codec's size and grid, with changes.
+
+    Raises:
+      UserError: an option that does not exist.
+    """
+    chosen = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in dict(options).items()} | changes
+    known = {field.name for field in dataclasses.fields(SceneConfig)}
+    for name in chosen.keys() - known:
+        raise UserError(f"scene option {name!r}: expected one of {', '.join(sorted(known))}")
+    return SceneConfig(**{"image_size": codec.image_size, "grid": codec.grid, **chosen})
 
 
 class Scenes:

@@ -78,6 +78,8 @@ def build(
         out.flush()
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"feature cache {path}: {error.strerror}; free disk space or set config.cache_images=0") from error
+        raise UserError(
+            f"feature cache {path}: {error.strerror}; free disk space or set config.cache_images=0"
+        ) from error
     partial.rename(path)
     return FeatureBank(scenes, path)

@@ -44,7 +44,9 @@ def match_init(params: Any, rng: jax.Array, name_ids: np.ndarray, names: jax.Arr
     return {**params, "lm": lm}
 
 
-def loss_fn(vlm: Flamingo, lm: Any, vision_params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss_fn(
+    vlm: Flamingo, lm: Any, vision_params: Any, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted next-token cross-entropy of rows of text.
 
     Args:
@@ -68,8 +70,11 @@ def loss_fn(vlm: Flamingo, lm: Any, vision_params: Any, batch: dict[str, jax.Arr
     }
 
 
-def right_answers(vlm: Flamingo, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Right answers to `The SLOT of the NAME is`, with their count, per slot: `colour` is the gate of the small VLM."""
+def right_answers(vlm: Flamingo, params: Any, batch: dict[str, jax.Array], plain: int) -> dict[str, jax.Array]:
+    """Right answers to `The SLOT of the NAME is`, with their count, per slot; `tint` counts only objects that have one.
+
+    `tint` is the gate of the small VLM: it shows that a name finds its own patches.
+    """
     ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
     mask = ids != vlm.config.pad_token
     logits = vlm.apply({"params": params}, None, ids, mask, vision=batch["vision"][:, None])[:, -1]
@@ -79,4 +84,5 @@ def right_answers(vlm: Flamingo, params: Any, batch: dict[str, jax.Array]) -> di
     for i, name in enumerate(looks.SLOTS):
         out[name] = (right & (slot == i)).sum()
         out[f"{name}_count"] = (slot == i).sum()
-    return out
+    tinted = (slot == list(looks.SLOTS).index("colour")) & (batch["answer"].reshape(-1) != plain)
+    return out | {"tint": (right & tinted).sum(), "tint_count": tinted.sum()}

@@ -32,7 +32,7 @@ def normalise(images: jax.Array) -> jax.Array:
 class BagOfWords(grain.transforms.Map):
     """A scene as its image and the words of its caption, padded to `most` objects.
 
-    Returns image uint8[H, W, 3], names int32[most] (-1 pads), looks int32[most, 4] and boxes float32[most, 4]. The
+    Returns image uint8[H, W, 3], names int32[most] (-1 pads), looks int32[most, 4] (-1: not said) and boxes float32[most, 4]. The
     boxes are for diagnostics only: no loss reads them.
     """
 
@@ -42,11 +42,13 @@ class BagOfWords(grain.transforms.Map):
     def map(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         index = {name: i for i, name in enumerate(self.names)}
         ids = np.array([index[name] for name in record["names"]], np.int32)
-        seen = record["looks"] or [looks.Look(looks.SIZES[0])] * len(ids)
+        seen = (
+            [look.indices() for look in record["looks"]] if record["looks"] else -np.ones((len(ids), len(looks.SLOTS)))
+        )
         return {
             "image": record["image"],
             "names": pad_rows(ids, self.most, -1),
-            "looks": pad_rows(np.array([look.indices() for look in seen], np.int32), self.most),
+            "looks": pad_rows(np.array(seen, np.int32), self.most, -1),
             "boxes": pad_rows(record["boxes"], self.most),
         }
 
@@ -89,6 +91,26 @@ def unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5)
 
 
+def place(images: jax.Array, rng: jax.Array, vision: ViTConfig, keep: float) -> tuple[jax.Array, jax.Array | None]:
+    """Which patches the encoder sees in training: cheaper than all, and every part of an object must carry its name.
+
+    Args:
+      images: uint8[B, S, S, 3]. Pictures smaller than the encoder's own size fill a random window of its grid, and only
+        the window is processed.
+      keep: for pictures of full size, the share of patches that are processed, drawn anew for each batch.
+
+    Returns:
+      Images of full size and the kept patches int[K] (None: all of them).
+    """
+    grid, side = vision.grid, images.shape[1] // vision.patch
+    if side < grid:
+        row, col = jax.random.randint(rng, (2,), 0, grid - side + 1)
+        canvas = jnp.zeros((images.shape[0], vision.image_size, vision.image_size, 3), images.dtype)
+        canvas = jax.lax.dynamic_update_slice(canvas, images, (0, row * vision.patch, col * vision.patch, 0))
+        return canvas, ((row + jnp.arange(side))[:, None] * grid + col + jnp.arange(side)).reshape(-1)
+    return images, jax.random.permutation(rng, grid**2)[: round(grid**2 * keep)] if keep < 1 else None
+
+
 def loss_fn(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array], rng: jax.Array, keep: float):
     """Caption loss.
 
@@ -99,9 +121,8 @@ def loss_fn(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array], rn
     Returns:
       The loss, and a dict of its parts.
     """
-    patches = model.vision.grid**2
-    kept = jax.random.permutation(rng, patches)[: round(patches * keep)] if keep < 1 else None
-    tokens, logits = model.apply({"params": params}, batch["image"], kept)
+    images, kept = place(batch["image"], rng, model.vision, keep)
+    tokens, logits = model.apply({"params": params}, images, kept)
     present = batch["names"] >= 0
     asked = jnp.maximum(batch["names"], 0)
     own, read = model.apply({"params": params}, tokens, asked, method="read")
@@ -113,8 +134,9 @@ def loss_fn(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array], rn
     name_loss = jnp.where(present, jnp.logaddexp(own, absent) - own, 0).sum() / count
     parts = {"names": name_loss}
     for i, (slot, slot_logits) in enumerate(read.items()):
-        cost = optax.softmax_cross_entropy_with_integer_labels(slot_logits, batch["looks"][..., i])
-        parts[slot] = jnp.where(present, cost, 0).sum() / count
+        said = batch["looks"][..., i] >= 0
+        cost = optax.softmax_cross_entropy_with_integer_labels(slot_logits, jnp.maximum(batch["looks"][..., i], 0))
+        parts[slot] = jnp.where(said, cost, 0).sum() / count
     return name_loss + 0.25 * sum(parts[slot] for slot in read), parts
 
 

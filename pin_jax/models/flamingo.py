@@ -216,8 +216,9 @@ class Flamingo(nn.Module):
             vision = jnp.concatenate([vision, jnp.broadcast_to(extra, (*vision.shape[:2], *extra.shape))], 2)
         if self.perceiver is None:
             return vision
-        media = self.perceiver(rearrange(vision, "b i n d -> (b i) n d"))
-        return rearrange(media, "(b i) n d -> b i n d", i=vision.shape[1])
+        return rearrange(
+            self.perceiver(rearrange(vision, "b i n d -> (b i) n d")), "(b i) n d -> b i n d", i=vision.shape[1]
+        )
 
     def __call__(
         self,
@@ -306,3 +307,13 @@ class Flamingo(nn.Module):
 
     def _media_keys(self, media: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self.lm.media_keys(rearrange(media, "b i l d -> b (i l) d"))
+
+
+def reorder(cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
+    """Picks rows of text from a decoding cache: row i becomes what row rows[i] was; rows int[R'] stay with their image."""
+    return {
+        **cache,
+        "text": jax.tree.map(lambda a: a[:, rows], cache["text"]),
+        "visible": cache["visible"][rows],
+        "mask": cache["mask"][rows],
+    }

@@ -62,7 +62,5 @@ class Perceiver(nn.Module):
         x = jnp.broadcast_to(latents.astype(media.dtype), (media.shape[0], *latents.shape))
         layer, init = layers.stacked(functools.partial(PerceiverLayer, config), config.depth)
         params = self.param("layers", lambda rng: init(rng, x, media))
-        x, _ = layers.scan(
-            lambda x, p: (layer.apply({"params": p}, x, media), None), x, params, unroll=config.unroll
-        )
+        x, _ = layers.scan(lambda x, p: (layer.apply({"params": p}, x, media), None), x, params, unroll=config.unroll)
         return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, name="norm")(x)

@@ -1,0 +1,86 @@
+"""How the small VLM that ships was made: captions only, never positions. Variant `smoke`: minutes, for the heavy tests.
+
+  python main.py --config=configs/tiny_vlm.py --workdir=runs/tiny_vlm                  # hours on two cores
+  python main.py --config=configs/tiny_vlm.py --workdir=out --config.run=ask --config.image=photo.jpg \
+      --config.prompts='A photo of|The colour of the cat is'
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("", "smoke")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The recipe; `smoke` cuts every stage short."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/tiny_vlm.py has no variant {variant!r}; expected none, or smoke")
+    config = ConfigDict()
+    config.program = "tiny_vlm"
+    config.run = "train"  # train, evaluate, ask
+    config.seed = 0
+    config.vlm = ""  # evaluate and ask: folder of the VLM; the workdir's own by default, then the shipped one
+    config.threads = 2
+    config.log_every = 100
+    config.save_every = 1000
+
+    config.vision = ConfigDict(
+        {"image_size": 160, "patch": 16, "width": 128, "depth": 6, "heads": 2, "mlp": 512, "act": "gelu_tanh",
+         "class_token": False, "pre_norm": True, "post_norm": True, "stem_width": 64, "unroll": True}
+    )  # fmt: skip
+    config.lm = ConfigDict({"width": 128, "depth": 4, "heads": 4})
+    config.cross_every, config.cross_heads, config.cross_head_dim = 1, 2, 64
+    config.grid = 16
+
+    # Scenes of both stages: all names, the training backgrounds.
+    config.scenes = ConfigDict(
+        {"cutouts": "twemoji", "backgrounds": "photos", "split": "all", "background_split": "train", "crop": 0.4}
+    )
+    # Stage 1, vision. Part 1: small pictures of one object, then crowds of which half the patches are seen.
+    # Part 2: whole scenes, by turns with three tenths of the patches, so that every part of an object keeps its name.
+    config.vision_fits = [
+        {"lr": 1.4e-3, "schedule_steps": 4843, "phases": [
+            {"images": 60_000, "batch": 96, "keep": [1.0], "seed": 0,
+             "scenes": {"image_size": 80, "grid": 8, "crop": 0.2, "objects": [1, 1], "smallest": [4], "largest": 7,
+                        "look_share": 0.4, "look_scenes": 0.3}},
+            {"images": 90_000, "batch": 32, "keep": [0.5], "seed": 625,
+             "scenes": {"objects": [2, 5], "smallest": [5, 4, 4, 4, 3], "largest": 9,
+                        "look_share": 0.5, "look_scenes": 0.6}},
+        ]},
+        {"lr": 8e-4, "schedule_steps": 0, "phases": [
+            {"images": 48_000, "batch": 32, "keep": [0.3, 1.0], "seed": 10_000,
+             "scenes": {"objects": [1, 3], "smallest": [5, 4, 4], "look_share": 0.5, "look_scenes": 0.5}},
+        ]},
+    ]  # fmt: skip
+
+    # Stage 2, language and cross-attention on cached features.
+    config.language_lr = 1.5e-3
+    config.language_images = 16_000  # features computed once
+    config.language_steps = 3000
+    config.language_batch = 16
+    config.text_length = 40
+    config.language_scenes = ConfigDict(
+        {"objects": (1, 3), "smallest": (5, 4, 4), "look_share": 0.5, "look_scenes": 0.7}
+    )
+    config.gate = 0.9  # share of colour questions that must be answered right before an insert is worth training
+
+    config.eval = ConfigDict(
+        {
+            "images": 512,
+            "seed": 999,
+            "decoder": "greedy",
+            "beams": 3,
+            "length_penalty": 1.0,
+            "new_tokens": 24,
+            "batch_size": 64,
+        }
+    )
+    config.image = ""
+    config.prompts = "A photo of"  # separated by |
+    if variant == "smoke":
+        for part in config.vision_fits:
+            part["schedule_steps"] //= 100
+            for phase in part["phases"]:
+                phase["images"] //= 100
+        config.language_images, config.language_steps = 320, 60
+        config.eval.images = 64
+    return config

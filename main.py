@@ -1,0 +1,94 @@
+"""Flags, distributed start-up, then the run that the config names.
+
+python main.py --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny [--config.lr=3e-4 ...]
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import pathlib
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from input_pipeline.errors import UserError
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that there is no torch: none is needed
+logging.set_verbosity(logging.WARNING)
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :variant; override by --config.name=value.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that a run writes.")
+# program -> module with `run(config, workdir)`
+PROGRAMS = {"pin": "pin_jax.runs", "tiny_vlm": "pin_jax.pretrain"}
+
+
+def _override_error(argv: list[str], error: Exception) -> str:
+    """One line for a config file or an override that does not parse; names the nearest right entry."""
+    given = next((a.split("=", 1)[-1] for a in argv if re.match(r"--?config=", a)), "")
+    path, _, variant = given.partition(":")
+    if given and not pathlib.Path(path).is_file():
+        near = difflib.get_close_matches(path, sorted(str(p) for p in pathlib.Path("configs").glob("*.py")), 1, 0.3)
+        return f"--config={given}: no such file{f'; did you mean {near[0]}' if near else ''}"
+    try:
+        spec = importlib.util.spec_from_file_location("given_config", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(variant) if variant else module.get_config()
+    except Exception as inner:  # the config file itself refuses
+        return " ".join(str(inner).split())
+    entries = _entries(config)
+    for argument in argv:
+        name = re.match(r"--?config\.([^=]+)", argument)
+        if name and name[1] not in entries:
+            near = difflib.get_close_matches(name[1], entries, 1, 0.0)
+            return f"--config.{name[1]}: no such entry; did you mean --config.{near[0]}?"
+    return " ".join(str(error).split())
+
+
+def _entries(config: ConfigDict, prefix: str = "") -> list[str]:
+    out = []
+    for key, value in config.items():
+        out += _entries(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+    return out
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv) if "--help" in argv or "-h" in argv else flags.FLAGS(argv)
+    except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        sys.exit(f"error: {_override_error(argv, error)}")
+
+
+def _distributed() -> None:
+    """Starts JAX's multi-process runtime where a launcher names a coordinator (a bare call fails on one host)."""
+    import jax
+
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("COORDINATOR_ADDRESS"):
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ["COORDINATOR_ADDRESS"]
+        count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+        jax.distributed.initialize(address, count and int(count), index and int(index))
+    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+        jax.distributed.initialize()
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"error: {argv[1]!r} is not a flag; overrides are written --config.name=value")
+    for flag, value in (("config", CONFIG.value), ("workdir", WORKDIR.value)):
+        if value is None:
+            sys.exit(
+                f"error: --{flag} is missing; for example --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny"
+            )
+    try:
+        _distributed()
+        importlib.import_module(PROGRAMS[CONFIG.value.program]).run(CONFIG.value, pathlib.Path(WORKDIR.value))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

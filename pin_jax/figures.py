@@ -1,0 +1,72 @@
+"""Pictures of a run: predicted and true boxes on scenes, and the loss curve."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (the backend must be chosen first)
+import numpy as np  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+
+COLOURS = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#3cb44b", "#008080")
+
+
+def _box(axes, box: np.ndarray, colour: str, dashed: bool) -> None:
+    x1, y1, x2, y2 = box
+    style = "--" if dashed else "-"
+    for width, ink in ((4, "white"), (2, colour)):  # a white edge keeps it legible on any photograph
+        axes.add_patch(
+            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=ink, linewidth=width, linestyle=style)
+        )
+
+
+def predictions(
+    path: pathlib.Path,
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    names: Sequence[Sequence[str]],
+    predicted: Sequence[Sequence[np.ndarray]],
+    true: Sequence[Sequence[np.ndarray]] | None = None,
+    columns: int = 6,
+) -> None:
+    """Saves a sheet of images with predicted boxes (solid) and true ones (dashed), named.
+
+    Args:
+      images: uint8[H, W, 3] each. titles: a line above each.
+      names, predicted, true: for each image its names and boxes float[4] in pixels.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.9 * rows), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for i, (axes, image) in enumerate(zip(grid.flat, images)):  # noqa: B905 (the grid may have empty places)
+        axes.imshow(image)
+        axes.set_title(titles[i], fontsize=8)
+        for k, (name, box) in enumerate(zip(names[i], predicted[i], strict=True)):
+            colour = COLOURS[k % len(COLOURS)]
+            if true is not None:
+                _box(axes, true[i][k], colour, dashed=True)
+            _box(axes, box, colour, dashed=False)
+            axes.text(box[0] + 2, max(box[1], 4), name, fontsize=7, color="white", va="top",
+                      bbox={"facecolor": colour, "pad": 1, "edgecolor": "none"})  # fmt: skip
+    if true is not None:
+        figure.suptitle("solid: what the VLM wrote with the insert; dashed: the truth", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def loss_curve(path: pathlib.Path, rows: Sequence[dict[str, float]]) -> None:
+    """Saves loss against step from `reporting.read_scalars`."""
+    figure, axes = plt.subplots(figsize=(6, 3.5))
+    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=COLOURS[1])
+    axes.set(xlabel="step", ylabel="next-token cross-entropy of the box", title="training the insert")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,281 @@
+"""Makes the small VLM: stage 1 (vision), stage 2 (language and cross-attention), its scores; and asks it anything."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from PIL import Image
+from safetensors import numpy as safetensors
+
+from input_pipeline import captions, cutouts, looks
+from input_pipeline.boxes import BoxCodec
+from input_pipeline.errors import UserError
+from input_pipeline.images import open_image
+from input_pipeline.loader import batches
+from input_pipeline.scenes import Scenes, scene_config
+from pin_jax import evaluate, features, reporting, word_tokenizer
+from pin_jax import pretrain_language as language
+from pin_jax import pretrain_vision as vision
+from pin_jax import vlm as vlm_lib
+from pin_jax.checkpoints import Checkpoints
+from pin_jax.models.flamingo import Flamingo, FlamingoConfig, Inserts
+from pin_jax.models.mpt import MPTConfig
+from pin_jax.models.vit import ViTConfig
+
+RUNS = ("train", "evaluate", "ask")
+SHIPPED, FOLDER = pathlib.Path("assets/tiny_flamingo"), "tiny_flamingo"
+
+
+@flax.struct.dataclass
+class State:
+    """Parameters and optimiser state of one stage."""
+
+    params: Any
+    opt: Any
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Does what config.run names."""
+    if config.run not in RUNS:
+        raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if config.run == "train":
+        train(config, workdir)
+    own = workdir / FOLDER
+    vlm = vlm_lib.load(config.vlm or (own if own.exists() else SHIPPED))
+    if config.run == "ask":
+        ask(config, vlm)
+    else:
+        score(config, workdir, vlm)
+
+
+# --- the two stages ---------------------------------------------------------------------------------------------------
+
+
+def flamingo(config: ConfigDict) -> tuple[Flamingo, Any, tuple[str, ...], BoxCodec]:
+    """The module, its tokenizer, the names it is to know, and its box codec."""
+    names = tuple(sorted(set(cutouts.load(config.scenes.cutouts).names)))
+    codec = BoxCodec(config.vision.image_size, config.grid)
+    tokenizer = word_tokenizer.build(names, codec)
+    ids = tokenizer.convert_tokens_to_ids
+    shape = FlamingoConfig(
+        vision=ViTConfig(**config.vision),
+        lm=MPTConfig(vocab=len(tokenizer), **config.lm),
+        perceiver=None,
+        cross_every=config.cross_every,
+        cross_heads=config.cross_heads,
+        cross_head_dim=config.cross_head_dim,
+        image_token=ids(word_tokenizer.IMAGE),
+        end_token=ids(word_tokenizer.END),
+        pad_token=ids(word_tokenizer.PAD),
+        unroll=True,
+    )
+    return Flamingo(shape), tokenizer, names, codec
+
+
+def adamw(lr: float, steps: int) -> optax.GradientTransformation:
+    """AdamW on a cosine of `steps` steps with a short warm-up; gradients clipped at norm 1."""
+    schedule = optax.warmup_cosine_decay_schedule(0, lr, min(200, steps // 4 + 1), steps, 1e-5)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.02))
+
+
+def fit(
+    title: str,
+    workdir: pathlib.Path,
+    state: State,
+    step_fn: Callable[[State, dict, jax.Array, Any], tuple[State, dict]],
+    phases: list[tuple[int, Callable[[], Any], list]],
+    config: ConfigDict,
+) -> Any:
+    """Runs the phases of one stage, or goes on where its last checkpoint stands; returns the parameters.
+
+    Args:
+      step_fn: (state, batch, rng, option) -> state, metrics.
+      phases: (steps, iterator factory, options) each; the options of step_fn take turns.
+    """
+    checkpoints = Checkpoints(workdir, identity=title, keep=2)
+    restored = checkpoints.restore(state)
+    done = 0
+    data_state = None
+    if restored:
+        done, state, data_state = restored
+    total = sum(steps for steps, _, _ in phases)
+    log = reporting.Log(workdir)
+    begin, at = time.monotonic(), 0
+    with reporting.progress(title, total, "step") as advance:
+        for steps, make_iterator, options in phases:
+            at += steps
+            if done >= at:
+                continue
+            iterator = make_iterator()
+            if data_state is not None and done > at - steps:
+                iterator.set_state(data_state)
+            for i in range(done + 1, at + 1):
+                state, metrics = step_fn(state, next(iterator), jax.random.key(i - 1), options[i % len(options)])
+                done = i
+                if i % config.log_every == 0 or i == total:
+                    values = {name: float(value) for name, value in metrics.items()}
+                    log.scalars(i, seconds=time.monotonic() - begin, **values)
+                    advance(i, " ".join(f"{k} {v:.3f}" for k, v in values.items()))
+                if i % config.save_every == 0 or i == total:
+                    checkpoints.save(i, state, iterator.get_state())
+    checkpoints.wait()
+    checkpoints.close()
+    log.close()
+    return state.params
+
+
+def train_vision(config: ConfigDict, workdir: pathlib.Path, names: tuple[str, ...], codec: BoxCodec) -> Any:
+    """Stage 1: see `pretrain_vision`. Returns its parameters."""
+    model = vision.BagOfWordsModel(ViTConfig(**config.vision), len(names))
+    size = config.vision.image_size
+    params = jax.jit(functools.partial(model.init, method="everything"))(
+        jax.random.key(config.seed), np.zeros((1, size, size, 3), np.uint8), np.zeros((1, 1), np.int32)
+    )["params"]
+
+    def step(tx, state, batch, rng, keep):
+        grad = jax.grad(functools.partial(vision.loss_fn, model), has_aux=True)
+        grads, metrics = grad(state.params, batch, rng, keep)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        return State(optax.apply_updates(state.params, updates), opt), metrics
+
+    def make(phase):
+        def iterator():
+            options = {**config.scenes, **phase["scenes"]}
+            scenes = Scenes(scene_config(options, codec), phase["seed"] + config.seed, phase["images"])
+            words = vision.BagOfWords(names, options["objects"][1])
+            return batches(scenes, [words], phase["batch"], shuffle=False, threads=config.threads)
+
+        return iterator
+
+    for k, part in enumerate(config.vision_fits):
+        phases = [(p["images"] // p["batch"], make(p), list(p["keep"])) for p in part["phases"]]
+        tx = adamw(part["lr"], part["schedule_steps"] or sum(steps for steps, _, _ in phases))
+        step_fn = jax.jit(functools.partial(step, tx), donate_argnums=0, static_argnums=3)
+        title = f"stage 1, vision, part {k + 1}"
+        params = fit(title, workdir / f"vision_{k + 1}", State(params, tx.init(params)), step_fn, phases, config)
+    return params
+
+
+def train_language(
+    config: ConfigDict, workdir: pathlib.Path, seen: Any, model: Flamingo, tokenizer, names, codec
+) -> Any:
+    """Stage 2: see `pretrain_language`. `seen` is stage 1's parameters; returns the whole Flamingo's."""
+    size = config.vision.image_size
+    params = jax.jit(model.init)(
+        jax.random.key(config.seed), np.zeros((1, 1, size, size, 3), np.float32), np.zeros((1, 2), np.int32)
+    )["params"]
+    ids = np.array(tokenizer.convert_tokens_to_ids([f" {name}" for name in names]))
+    params = language.match_init(
+        {**params, "vision": seen["encoder"]}, jax.random.key(config.seed + 1), ids, seen["names"]
+    )
+    frozen = params.pop("vision")
+    vlm = vlm_lib.VLM(model, {"vision": frozen}, tokenizer, codec, vision.MEAN, vision.STD, vlm_lib.identity(frozen))
+    scenes = Scenes(
+        scene_config({**config.scenes, **config.language_scenes}, codec), config.seed + 100, config.language_images
+    )
+    with reporting.progress("vision features", len(scenes), "image") as advance:
+        bank = features.build(scenes, vlm.encode, workdir / "cache", vlm.identity, progress=advance)
+    tx = adamw(config.language_lr, config.language_steps)
+
+    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+    def step(state, batch, rng, option):
+        del rng, option
+        grads, metrics = jax.grad(functools.partial(language.loss_fn, model), has_aux=True)(state.params, frozen, batch)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        return State(optax.apply_updates(state.params, updates), opt), metrics
+
+    def iterator():
+        texts = captions.CaptionTexts(tokenizer, names, codec, config.text_length)
+        return batches(bank, [texts], config.language_batch, seed=config.seed, threads=config.threads)
+
+    phases = [(config.language_steps, iterator, [None])]
+    lm = fit("stage 2, language", workdir / "language", State(params, tx.init(params)), step, phases, config)
+    return {**lm, "vision": frozen}
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Both stages; leaves the VLM's folder in the workdir."""
+    model, tokenizer, names, codec = flamingo(config)
+    reporting.plan(
+        f"train the small VLM, in {workdir}",
+        {
+            "names": f"{len(names)} ({config.scenes.cutouts}), vocabulary {len(tokenizer)}",
+            "stage 1": f"{sum(p['images'] for part in config.vision_fits for p in part['phases']):,} images",
+            "stage 2": f"{config.language_steps * config.language_batch:,} samples of {config.language_images:,} images",
+            "devices": evaluate.devices(),
+        },
+    )
+    seen = train_vision(config, workdir, names, codec)
+    params = train_language(config, workdir, seen, model, tokenizer, names, codec)
+    vlm = vlm_lib.VLM(model, params, tokenizer, codec, vision.MEAN, vision.STD, "", names)
+    vlm_lib.save(workdir / FOLDER, vlm)
+    safetensors.save_file(
+        vlm_lib.flatten({k: v for k, v in seen.items() if k != "encoder"}), workdir / "stage_1_heads.safetensors"
+    )
+
+
+# --- what it knows ----------------------------------------------------------------------------------------------------
+
+
+def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[str, Any]:
+    """What the VLM knows of scenes on held-out backgrounds: answers on looks, names in its captions; writes knows.json."""
+    options = {**config.scenes, **config.language_scenes, "background_split": "held_out"}
+    scenes = Scenes(scene_config(options, vlm.codec), config.eval.seed, config.eval.images)
+    records = [scenes[i] for i in range(len(scenes))]
+    seen = evaluate.encode(vlm, [r["image"] for r in records])
+    most = max(len(r["names"]) for r in records)
+    rows = captions.LookQuestions(vlm.tokenizer, most)
+    count = jax.jit(functools.partial(language.right_answers, vlm.model))
+    plain = vlm.tokenizer.convert_tokens_to_ids(f" {looks.NONE}")
+    totals: dict[str, float] = {}
+    for start in range(0, len(records), 64):
+        chunk = [
+            rows.map({**r, "vision": v})
+            for r, v in zip(records[start : start + 64], seen[start : start + 64], strict=True)
+        ]
+        batch = {key: np.stack([row[key] for row in chunk]) for key in chunk[0]}
+        for key, value in count(vlm.params, batch, plain).items():
+            totals[key] = totals.get(key, 0) + float(value)
+    knows: dict[str, Any] = {slot: totals[slot] / totals[f"{slot}_count"] for slot in (*looks.SLOTS, "tint")}
+    written = evaluate.ask(
+        vlm, seen, [(i, "A photo of") for i in range(len(records))], Inserts(), config.eval, "captioning"
+    )
+    said = [set(vlm.tokenizer.tokenize(text)) for text in written]
+    truth = [{f" {name}" for name in r["names"]} for r in records]
+    known = {f" {name}" for name in vlm.names}
+    right = sum(len(a & b) for a, b in zip(said, truth, strict=True))
+    knows["names recalled in captions"] = right / sum(map(len, truth))
+    knows["names right in captions"] = right / max(sum(len(a & known) for a in said), 1)
+    reporting.results_table(f"what the VLM knows, {len(records)} held-out scenes", {"share right": knows}, tuple(knows))
+    reporting.write_json(workdir / "knows.json", {**knows, "scenes": len(records), "versions": reporting.versions()})
+    if knows["colour"] < config.gate:
+        reporting.say(
+            f"colour answers {knows['colour']:.3f} are under the gate {config.gate}: an insert has little to unlock"
+        )
+    return knows
+
+
+def ask(config: ConfigDict, vlm: vlm_lib.VLM) -> list[str]:
+    """Lets the VLM go on from each text of config.prompts (separated by |) about config.image; prints what it writes."""
+    if not config.image:
+        raise UserError("config.image is empty: give a picture, --config.image=photo.jpg")
+    size = vlm.codec.image_size
+    square = np.asarray(open_image(config.image).resize((size, size), Image.Resampling.BICUBIC))
+    prompts = [text for text in config.prompts.split("|") if text.strip()]
+    if not prompts:
+        raise UserError("config.prompts is empty: give texts to go on from, --config.prompts='A photo of'")
+    seen = evaluate.encode(vlm, [square], 1)
+    written = evaluate.ask(vlm, seen, [(0, text) for text in prompts], Inserts(), config.eval, "asking")
+    for prompt, text in zip(prompts, written, strict=True):
+        reporting.say(f"{prompt}{text}")
+    return written

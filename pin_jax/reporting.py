@@ -1,0 +1,152 @@
+"""What a run says while it works: the plan, progress bars with ETA and rate, scalars for TensorBoard and the loss curve."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from tensorboardX import SummaryWriter
+
+from input_pipeline.errors import UserError
+
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def say(text: str) -> None:
+    """One line for the user; only the first process speaks."""
+    if jax.process_index() == 0:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def plan(title: str, rows: Mapping[str, str]) -> None:
+    """The table of what a run will do, printed before it works."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    if jax.process_index() == 0:
+        console.print(table)
+
+
+def results_table(title: str, rows: Mapping[str, Mapping[str, Any]], columns: tuple[str, ...]) -> None:
+    """A table of scores: a row a method, a column a score."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, scores in rows.items():
+        table.add_row(name, *(_cell(scores.get(column)) for column in columns))
+    if jax.process_index() == 0:
+        console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value}"
+
+
+class _Rate(ProgressColumn):
+    """Items per second since the start of the task."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task) -> Text:
+        speed = (task.completed - task.fields["start_at"]) / task.elapsed if task.elapsed else 0
+        return Text(f"{speed:,.0f} {self.unit}/s")
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """A progress bar with ETA and rate.
+
+    On a terminal it moves; in a log it is a line for every tenth.
+
+    Yields:
+      advance(done, note=""): sets how much is done.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Rate(unit + "s"))
+    columns += (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    quiet = jax.process_index() != 0
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total, note="", start_at=0)
+        last = {"done": None, "tenth": -1}
+
+        def advance(done: int, note: str = "") -> None:
+            if last["done"] is None and done > total // 10:  # resumed: do not count what an earlier run did
+                bar.update(task, start_at=done)
+            last["done"] = done
+            bar.update(task, completed=done, note=note)
+            tenth = 10 * done // max(total, 1)
+            if not console.is_terminal and tenth != last["tenth"] and not quiet:
+                last["tenth"] = tenth
+                speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+                rate = f"{speed:,.0f} {unit}s/s, " if speed else ""
+                left = bar.tasks[0].time_remaining
+                say(f"{title}: {done:,} of {total:,} {unit}s, {rate}ETA {left or 0:.0f} s {note}".rstrip())
+
+        yield advance
+
+
+class Log:
+    """Scalars of a run, for TensorBoard and for the loss curve; a resumed run goes on in the same files."""
+
+    def __init__(self, workdir: pathlib.Path):
+        self._path = workdir / "scalars.jsonl"
+        self._writer = SummaryWriter(str(workdir / "tensorboard"))
+        self._file = open(self._path, "a", encoding="utf-8")
+        self.latest_loss = 0.0
+
+    def scalars(self, step: int, **values: float) -> None:
+        """Writes values of one step."""
+        self.latest_loss = values.get("loss", self.latest_loss)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._file.close()
+
+
+def read_scalars(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The scalars of a run by step; of a step written twice (before and after a restart) the later counts."""
+    path = workdir / "scalars.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON in one go: a reader sees the old file or the new one.
+
+    Raises:
+      UserError: the disk is full or the folder cannot be written.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free disk space or choose another --workdir"
+        ) from error

@@ -1,0 +1,200 @@
+"""Trains a method on a frozen VLM by next-token prediction on pasted scenes (PIN, section 3).
+
+Two trees: `frozen` (the VLM) and `trainable` (the insert). Only `trainable` is differentiated, has optimiser state and
+is checkpointed; no gradient enters the vision encoder, which runs once per image for all questions asked of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import signal
+import time
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from input_pipeline.loader import batches
+from input_pipeline.questions import BoxQuestions, Curriculum
+from input_pipeline.scenes import Scenes, scene_config
+from pin_jax import features, reporting
+from pin_jax.checkpoints import Checkpoints
+from pin_jax.methods import METHODS
+from pin_jax.vlm import VLM, count
+
+
+@flax.struct.dataclass
+class State:
+    """What training changes: step int32, trainable parameters float32, optimiser state."""
+
+    step: jax.Array
+    trainable: Any
+    opt: Any
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path) -> Curriculum:
+    """Training samples in order; with config.cache_images > 0 from that many scenes whose features are computed once."""
+    total = config.steps * config.batch_size
+    most = config.scenes.objects[1]
+    cached = min(config.cache_images, total) if config.cache_images else 0
+    parts = []
+    for phase, share in enumerate((config.curriculum, 1 - config.curriculum)):
+        objects = (most, most) if phase == 0 else tuple(config.scenes.objects)
+        length = max(1, round((cached or total) * share))
+        scenes = Scenes(
+            scene_config(config.scenes, vlm.codec, split="train", objects=objects), 2 * config.seed + phase, length
+        )
+        if cached and share > 0:
+            with reporting.progress(f"vision features of {length:,} scenes", length, "image") as advance:
+                scenes = features.build(scenes, vlm.encode, workdir / "cache", vlm.identity, progress=advance)
+        parts.append(scenes)
+    return Curriculum(*parts, total, config.curriculum, config.seed)
+
+
+def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum):
+    """Batches of this process, in the order of the source."""
+    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, config.text_length)
+    local, rest = divmod(config.batch_size, jax.process_count())
+    if rest:
+        raise UserError(f"config.batch_size {config.batch_size} is not a multiple of {jax.process_count()} processes")
+    return batches(
+        source, [texts], local, seed=config.seed, shuffle=False, workers=config.workers, threads=config.threads,
+        process=(jax.process_index(), jax.process_count()),
+    )  # fmt: skip
+
+
+# --- loss and step ----------------------------------------------------------------------------------------------------
+
+
+def box_loss(model: Any, frozen: Any, inserts: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    """Next-token cross-entropy over the target tokens of all questions.
+
+    Args:
+      batch: vision float[B, N, D], ids int[B, Q, T], target float[B, Q, T].
+    """
+    ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
+    target = batch["target"].reshape(ids.shape)[:, 1:]
+    mask = ids != model.config.pad_token
+    logits = model.apply({"params": frozen}, None, ids, mask, inserts, batch["vision"][:, None])
+    cost = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:])
+    return (cost * target).sum() / jnp.maximum(target.sum(), 1)
+
+
+def optimiser(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam without weight decay; constant as published, or on a cosine to zero."""
+    if config.schedule not in ("constant", "cosine"):
+        raise UserError(f"config.schedule {config.schedule!r}: expected constant or cosine")
+    cosine = optax.cosine_decay_schedule(config.lr, config.steps)
+    return optax.adam(config.lr if config.schedule == "constant" else cosine)
+
+
+def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation):
+    """The jitted train step: (state, frozen, batch) -> state, loss. The state is donated."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: State, frozen: Any, batch: dict[str, jax.Array]) -> tuple[State, jax.Array]:
+        if "vision" not in batch:  # no cache: the frozen encoder runs here, once per image, outside the gradient
+            vision = vlm.model.apply({"params": frozen}, vlm.pixels(batch["image"])[:, None], method="encode")[:, 0]
+            batch = {**batch, "vision": jax.lax.stop_gradient(vision)}
+
+        def loss_fn(trainable):
+            return box_loss(vlm.model, frozen, method.inserts(trainable), batch)
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.trainable)
+        updates, opt = tx.update(grads, state.opt, state.trainable)
+        return State(state.step + 1, optax.apply_updates(state.trainable, updates), opt), loss
+
+    return step
+
+
+# --- loop -------------------------------------------------------------------------------------------------------------
+
+
+class Stop:
+    """Turns SIGTERM into a flag that the loop reads between steps."""
+
+    def __init__(self):
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_):
+        self.asked = True
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
+    """Trains, or goes on where the workdir's last checkpoint stands; returns the trained parameters.
+
+    Raises:
+      UserError: NaN loss (the last good state stays), a full disk, a workdir of other frozen weights.
+      SystemExit: after SIGTERM, once the state is saved.
+    """
+    method = METHODS[config.method](vlm.model.config, **config.method_options)
+    tx = optimiser(config)
+    trainable = method.init(jax.random.key(config.seed))
+    state = State(jnp.zeros((), jnp.int32), trainable, tx.init(trainable))
+    checkpoints = Checkpoints(workdir, vlm.identity)
+    restored = checkpoints.restore(state)
+    if restored and restored[0] >= config.steps:
+        reporting.say(f"training is done: {restored[0]} steps in {workdir}")
+        return restored[1].trainable
+    source = training_source(config, vlm, workdir)
+    iterator = training_batches(config, vlm, source)
+    if restored:
+        _, state, data_state = restored
+        iterator.set_state(data_state)
+        reporting.say(f"going on from step {int(state.step)} of {config.steps}")
+    step_fn = make_step(vlm, method, tx)
+    stop, log = Stop(), reporting.Log(workdir)
+    begin, first = time.monotonic(), int(state.step)
+
+    def save(step: int, loss: jax.Array) -> None:
+        if not np.isfinite(float(loss)):
+            kept = checkpoints.steps()
+            raise UserError(
+                f"loss is {float(loss)} at step {step}: training stopped; "
+                + (f"the state of step {max(kept)} is kept; " if kept else "")
+                + "lower config.lr, or look at the data"
+            )
+        checkpoints.save(step, state, iterator.get_state())
+
+    with reporting.progress("training the insert", config.steps * config.batch_size, "image") as advance:
+        for i in range(first + 1, config.steps + 1):
+            state, loss = step_fn(state, vlm.params, next(iterator))
+            last = i == config.steps
+            if i % config.log_every == 0 or last:
+                seconds = time.monotonic() - begin
+                log.scalars(i, loss=float(loss), images_per_second=(i - first) * config.batch_size / seconds)
+                advance(i * config.batch_size, f"loss {float(loss):.3f}")
+            if i % config.save_every == 0 or last or stop.asked or not np.isfinite(log.latest_loss):
+                save(i, loss)
+            if stop.asked:
+                checkpoints.wait()
+                reporting.say(f"SIGTERM: state of step {i} is saved; the same command goes on from there")
+                raise SystemExit(0)
+    checkpoints.wait()
+    checkpoints.close()
+    log.close()
+    return state.trainable
+
+
+def describe(config: ConfigDict, vlm: VLM) -> dict[str, str]:
+    """What a run will do, for the table printed before it works."""
+    method = METHODS[config.method](vlm.model.config, **config.method_options)
+    trainable = jax.eval_shape(method.init, jax.random.key(0))
+    devices = jax.devices()
+    cached = f"{config.cache_images:,} scenes, features cached" if config.cache_images else "scenes drawn anew"
+    return {
+        "frozen": f"{count(vlm.params):,} parameters ({config.vlm}, {vlm.identity})",
+        "trainable": f"{count(trainable):,} parameters ({config.method})",
+        "data": f"{config.scenes.cutouts} on {config.scenes.backgrounds}; {cached}; {config.steps * config.batch_size:,} samples",
+        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)",
+    }
