@@ -10,7 +10,7 @@ import tiny
 from einops import rearrange
 from tiny import run
 
-from pin_jax.models.flamingo import Flamingo, GatedCrossAttention, Inserts
+from pin_jax.models.flamingo import Flamingo, GatedCrossAttention, Inserts, reorder
 from pin_jax.models.mpt import MPTBlock, alibi_bias
 from pin_jax.models.perceiver import Perceiver
 from pin_jax.weights.convert import convert
@@ -101,6 +101,20 @@ def test_cache_with_left_padding_equals_unpadded_uncached_rows():
     uncached = run(model)(params, pixels, jnp.asarray(ids))
     for row, n in enumerate(prompts):
         np.testing.assert_allclose(np.stack(cached)[:, row], uncached[row, n - 1 : n + steps], **TOLERANCE)
+
+
+def test_reordered_cache_goes_on_as_the_rows_it_was_made_of():
+    model, params = tiny.flamingo()
+    pixels, ids = random_inputs(4, 6)  # two rows an image
+    ids[1, 0] = ids[2, 0] = tiny.PAD
+    ids[1, 1] = ids[2, 1] = tiny.IMAGE
+    mask = jnp.asarray(ids != tiny.PAD)
+    vision = run(model, "encode")(params, pixels)
+    _, cache = run(model, "prefill")(params, vision, jnp.asarray(ids), mask, steps=3)
+    rows, tokens = jnp.asarray([1, 1, 3, 2]), jnp.asarray([3, 3, 4, 5])
+    plain, _ = run(model, "step")(params, cache, jnp.asarray([0, 3, 5, 4]))
+    picked, _ = run(model, "step")(params, reorder(cache, rows), tokens)
+    np.testing.assert_allclose(picked, plain[rows], **TOLERANCE)
 
 
 def test_left_padding_changes_nothing_without_the_cache():

@@ -79,10 +79,9 @@ def resize_positions(table: jax.Array, grid: tuple[int, int], class_token: bool)
     side = int(round(body.shape[0] ** 0.5))
     if grid == (side, side):
         return table
-    body = jax.image.resize(
-        body.reshape(side, side, -1), (*grid, body.shape[-1]), "bicubic", antialias=True
-    ).reshape(-1, body.shape[-1])
-    return jnp.concatenate([head, body])
+    square = body.reshape(side, side, -1)
+    body = jax.image.resize(square, (*grid, body.shape[-1]), "bicubic", antialias=True)
+    return jnp.concatenate([head, body.reshape(-1, body.shape[-1])])
 
 
 class ViTBlock(nn.Module):
