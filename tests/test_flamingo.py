@@ -108,6 +108,7 @@ def test_reordered_cache_goes_on_as_the_rows_it_was_made_of():
     pixels, ids = random_inputs(4, 6)  # two rows an image
     ids[1, 0] = ids[2, 0] = tiny.PAD
     ids[1, 1] = ids[2, 1] = tiny.IMAGE
+    ids[3, 0] = 7  # sees no image, and goes on so in its new row
     mask = jnp.asarray(ids != tiny.PAD)
     vision = run(model, "encode")(params, pixels)
     _, cache = run(model, "prefill")(params, vision, jnp.asarray(ids), mask, steps=3)
