@@ -26,6 +26,7 @@ PHOTOS = {
     "held_out": ("skimage/rocket.jpg", "skimage/gravel.png", "skimage/retina.jpg", "skimage/coins.png",
                  "sklearn/flower.jpg"),
 }  # fmt: skip
+SPLITS = (*PHOTOS, "all")
 _FOLDERS = {"skimage": ("skimage", "data"), "sklearn": ("sklearn", "datasets/images")}
 
 
@@ -80,9 +81,11 @@ def load(spec: str, split: str = "all", crop: float = 1.0) -> Backgrounds:
       crop: see `Backgrounds`.
 
     Raises:
-      UserError: an unknown kind, a missing folder, no picture.
+      UserError: an unknown kind or split, a missing folder, no picture.
     """
     kind, _, where = spec.partition(":")
+    if split not in SPLITS:
+        raise UserError(f"background split {split!r}: expected one of {', '.join(SPLITS)}")
     if kind == "photos":
         names = [name for key in PHOTOS if split in ("all", key) for name in PHOTOS[key]]
         paths = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from input_pipeline.errors import UserError
@@ -26,7 +27,11 @@ def open_image(path: str | pathlib.Path, mode: str = "RGB") -> Image.Image:
                 raise UserError(
                     f"image {path}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read: shrink it"
                 )
-            return ImageOps.exif_transpose(image).convert(mode)
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16-bit grey: PIL's convert would clip it to white
+                grey = np.asarray(image).clip(0, 65535).astype(np.int64)
+                image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+            return image.convert(mode)
     except UserError:
         raise
     except Image.DecompressionBombError as error:

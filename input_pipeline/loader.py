@@ -1,4 +1,4 @@
-"""Batches from any random-access source: shuffled, sharded by process, the same for any number of workers, resumable."""
+"""Batches from any random-access source: shuffled, sharded by process, the same for any number of workers."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def batches(
     if shuffle:
         data = data.shuffle(seed=seed)
     data = data.repeat(epochs) if epochs != 1 else data
-    index, count = process
-    if count > 1:
-        data = data[index::count]
     for transform in transforms:
         data = data.random_map(transform) if isinstance(transform, grain.transforms.RandomMap) else data.map(transform)
+    index, count = process
+    if count > 1:  # after the transforms, which grain seeds by index: processes must not draw the same numbers
+        data = data[index::count]
     data = data.batch(batch_size, drop_remainder=epochs is None)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 if threads else 0)
     iterator = data.to_iter_dataset(options)

@@ -39,7 +39,7 @@ class Look:
 
 
 def size_word(w: int, h: int, grid: int) -> str:
-    """The size word of a w x h-cell box on a grid: by the geometric mean of its sides, at .3, .45 and .65 of the image."""
+    """The size word of a box of w x h cells: by the geometric mean of its sides, at .3, .45 and .65 of the image."""
     share = (w * h) ** 0.5 / grid
     return SIZES[int(np.searchsorted((0.30, 0.45, 0.65), share))]
 

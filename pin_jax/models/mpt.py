@@ -98,7 +98,7 @@ class MPTBlock(nn.Module):
         if cache is not None:
             k, v = (
                 jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, 1)
-                for old, new in zip(cache, (k, v))
+                for old, new in zip(cache, (k, v), strict=True)
             )
         out = layers.attention(q, k, v, bias)
         x = x + dense(config.width, name="out")(rearrange(out, "b n h d -> b n (h d)"))

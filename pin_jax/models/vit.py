@@ -69,19 +69,19 @@ EVA_G14 = ViTConfig(
 )
 
 
-def resize_positions(table: jax.Array, grid: tuple[int, int], class_token: bool, antialias: bool = True) -> jax.Array:
-    """Resizes a learned position table float[N, D] to another grid, bicubic with half-pixel centres; CLS stays.
+def resize_positions(table: jax.Array, grid: tuple[int, int], class_token: bool) -> jax.Array:
+    """Resizes a learned position table float[N, D] to another grid; CLS stays.
 
-    `antialias=True` is what open_clip and GEM do; transformers resizes without.
+    Bicubic, antialiased, with half-pixel centres, as open_clip and GEM do. (transformers resizes without antialiasing
+    by another cubic, a = -0.75, which `jax.image.resize` does not have.)
     """
     head, body = table[: int(class_token)], table[int(class_token) :]
     side = int(round(body.shape[0] ** 0.5))
     if grid == (side, side):
         return table
-    body = jax.image.resize(
-        body.reshape(side, side, -1), (*grid, body.shape[-1]), "bicubic", antialias=antialias
-    ).reshape(-1, body.shape[-1])
-    return jnp.concatenate([head, body])
+    square = body.reshape(side, side, -1)
+    body = jax.image.resize(square, (*grid, body.shape[-1]), "bicubic", antialias=True)
+    return jnp.concatenate([head, body.reshape(-1, body.shape[-1])])
 
 
 class ViTBlock(nn.Module):

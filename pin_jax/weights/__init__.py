@@ -1,0 +1,1 @@
+"""Published checkpoints -> parameters of our modules, by one table of rules per architecture."""
