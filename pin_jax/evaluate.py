@@ -1,4 +1,4 @@
-"""Evaluation: ask a VLM for every object of held-out scenes, read the boxes it writes, score them beside the baselines."""
+"""Evaluation: ask a VLM for every object of held-out scenes, read the boxes it writes, score them beside baselines."""
 
 from __future__ import annotations
 

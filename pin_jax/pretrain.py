@@ -211,7 +211,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         {
             "names": f"{len(names)} ({config.scenes.cutouts}), vocabulary {len(tokenizer)}",
             "stage 1": f"{sum(p['images'] for part in config.vision_fits for p in part['phases']):,} images",
-            "stage 2": f"{config.language_steps * config.language_batch:,} samples of {config.language_images:,} images",
+            "stage 2": f"{config.language_steps * config.language_batch:,} samples, {config.language_images:,} images",
             "devices": evaluate.devices(),
         },
     )
@@ -228,7 +228,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[str, Any]:
-    """What the VLM knows of scenes on held-out backgrounds: answers on looks, names in its captions; writes knows.json."""
+    """What the VLM knows of held-out scenes: right answers on looks, right names in captions; writes knows.json."""
     options = {**config.scenes, **config.language_scenes, "background_split": "held_out"}
     scenes = Scenes(scene_config(options, vlm.codec), config.eval.seed, config.eval.images)
     records = [scenes[i] for i in range(len(scenes))]
@@ -266,7 +266,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
 
 
 def ask(config: ConfigDict, vlm: vlm_lib.VLM) -> list[str]:
-    """Lets the VLM go on from each text of config.prompts (separated by |) about config.image; prints what it writes."""
+    """Lets the VLM go on from each text of config.prompts (separated by |) about config.image; prints what it says."""
     if not config.image:
         raise UserError("config.image is empty: give a picture, --config.image=photo.jpg")
     size = vlm.codec.image_size

@@ -1,4 +1,4 @@
-"""Stage 2 of the small VLM: language and gated cross-attention learn together on captions, over frozen vision features."""
+"""Stage 2 of the small VLM: language and gated cross-attention learn on captions, over frozen vision features."""
 
 from __future__ import annotations
 

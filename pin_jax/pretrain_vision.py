@@ -1,4 +1,4 @@
-"""Stage 1 of the small VLM: a vision encoder learns names and looks from captions as bags of words, never from positions.
+"""Stage 1 of the small VLM: a vision encoder learns names and looks from captions as bags of words, not positions.
 
 A name's score in an image is the log-sum-exp over tokens of the tokens' logits for it; names in the caption are set
 against names that are not. A look word is read from the tokens pooled by the name's own softmax.
@@ -32,8 +32,8 @@ def normalise(images: jax.Array) -> jax.Array:
 class BagOfWords(grain.transforms.Map):
     """A scene as its image and the words of its caption, padded to `most` objects.
 
-    Returns image uint8[H, W, 3], names int32[most] (-1 pads), looks int32[most, 4] (-1: not said) and boxes float32[most, 4]. The
-    boxes are for diagnostics only: no loss reads them.
+    Returns image uint8[H, W, 3], names int32[most] (-1 pads), looks int32[most, 4] (-1: not said) and
+    boxes float32[most, 4]. The boxes are for diagnostics only: no loss reads them.
     """
 
     names: tuple[str, ...]

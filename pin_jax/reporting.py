@@ -1,4 +1,4 @@
-"""What a run says while it works: the plan, progress bars with ETA and rate, scalars for TensorBoard and the loss curve."""
+"""What a run says while it works: the plan, progress bars with ETA and rate, scalars for TensorBoard and curves."""
 
 from __future__ import annotations
 

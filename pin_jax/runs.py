@@ -1,4 +1,4 @@
-"""The runs of a PIN config: train, evaluate, predict. Each reads the config, works, and leaves its files in the workdir."""
+"""The runs of a PIN config: train, evaluate, predict. Each leaves its files in the workdir."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -> None:
-    """Evaluates an insert, prints the table, writes results.json, predictions.json, ground_truth.json, predictions.png."""
+    """Evaluates an insert, prints the table, writes results, predictions and ground truth as JSON, and a picture."""
     path = find_insert(config, workdir)
     reporting.say(f"insert: {path}")
     method, params = adapters.load(path, vlm)

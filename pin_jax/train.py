@@ -42,7 +42,7 @@ class State:
 
 
 def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path) -> Curriculum:
-    """Training samples in order; with config.cache_images > 0 from that many scenes whose features are computed once."""
+    """Training samples in order; with config.cache_images > 0 from that many scenes, whose features are cached."""
     total = config.steps * config.batch_size
     most = config.scenes.objects[1]
     cached = min(config.cache_images, total) if config.cache_images else 0
@@ -190,11 +190,11 @@ def describe(config: ConfigDict, vlm: VLM) -> dict[str, str]:
     """What a run will do, for the table printed before it works."""
     method = METHODS[config.method](vlm.model.config, **config.method_options)
     trainable = jax.eval_shape(method.init, jax.random.key(0))
-    devices = jax.devices()
+    devices, samples = jax.devices(), config.steps * config.batch_size
     cached = f"{config.cache_images:,} scenes, features cached" if config.cache_images else "scenes drawn anew"
     return {
         "frozen": f"{count(vlm.params):,} parameters ({config.vlm}, {vlm.identity})",
         "trainable": f"{count(trainable):,} parameters ({config.method})",
-        "data": f"{config.scenes.cutouts} on {config.scenes.backgrounds}; {cached}; {config.steps * config.batch_size:,} samples",
-        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)",
+        "data": f"{config.scenes.cutouts} on {config.scenes.backgrounds}; {cached}; {samples:,} samples",
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
     }

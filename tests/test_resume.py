@@ -11,7 +11,6 @@ import sys
 import time
 
 from safetensors.numpy import load_file
-
 from small import write_vlm
 
 ROOT = pathlib.Path(__file__).parent.parent

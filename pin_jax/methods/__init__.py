@@ -1,4 +1,4 @@
-"""What is trained: a method is parameters plus a pure function from them to `Inserts`; nothing else knows which runs."""
+"""What is trained: a method is parameters plus a pure function from them to `Inserts`; nothing else knows which."""
 
 from pin_jax.methods.pin import Pin
 

@@ -310,7 +310,7 @@ class Flamingo(nn.Module):
 
 
 def reorder(cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
-    """Picks rows of text from a decoding cache: row i becomes what row rows[i] was; rows int[R'] stay with their image."""
+    """Picks rows of a decoding cache: row i becomes what row rows[i] was; rows int[R'] must stay with their image."""
     return {
         **cache,
         "text": jax.tree.map(lambda a: a[:, rows], cache["text"]),
