@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import grain
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.loader import batches
 from input_pipeline.scenes import Scenes
+
+
+class OnlyImage(grain.transforms.Map):
+    """A scene's record -> its picture uint8[H, W, 3]."""
+
+    def map(self, record: dict[str, Any]) -> np.ndarray:
+        return record["image"]
 
 
 class FeatureBank:
@@ -64,17 +74,18 @@ def build(
     if path.exists():
         return FeatureBank(scenes, path)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npy")
+    partial = path.with_suffix(f".{os.getpid()}.npy")  # processes may share the folder
     out = None
     try:
-        for start in range(0, len(scenes), batch_size):
-            images = np.stack([scenes[i]["image"] for i in range(start, min(start + batch_size, len(scenes)))])
+        start = 0
+        for images in batches(scenes, [OnlyImage()], batch_size, shuffle=False, epochs=1):
             short = batch_size - len(images)  # one batch shape, one compilation
             vision = np.asarray(encode(np.pad(images, [(0, short), (0, 0), (0, 0), (0, 0)])))[: len(images)]
             if out is None:
                 out = np.lib.format.open_memmap(partial, "w+", np.float32, (len(scenes), *vision.shape[1:]))
             out[start : start + len(vision)] = vision
-            progress(start + len(vision))
+            start += len(vision)
+            progress(start)
         out.flush()
     except OSError as error:
         partial.unlink(missing_ok=True)

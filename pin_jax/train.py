@@ -23,7 +23,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
 from input_pipeline.questions import BoxQuestions, Curriculum
 from input_pipeline.scenes import Scenes, scene_config
-from pin_jax import features, reporting
+from pin_jax import features, reporting, sharding
 from pin_jax.checkpoints import Checkpoints
 from pin_jax.methods import METHODS
 from pin_jax.vlm import VLM, count
@@ -63,11 +63,8 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path) -> Curr
 def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum):
     """Batches of this process, in the order of the source."""
     texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, config.text_length)
-    local, rest = divmod(config.batch_size, jax.process_count())
-    if rest:
-        raise UserError(f"config.batch_size {config.batch_size} is not a multiple of {jax.process_count()} processes")
     return batches(
-        source, [texts], local, seed=config.seed, shuffle=False, workers=config.workers, threads=config.threads,
+        source, [texts], config.batch_size // jax.process_count(), seed=config.seed, shuffle=False, workers=config.workers, threads=config.threads,
         process=(jax.process_index(), jax.process_count()),
     )  # fmt: skip
 
@@ -139,8 +136,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     """
     method = METHODS[config.method](vlm.model.config, **config.method_options)
     tx = optimiser(config)
+    mesh = sharding.data_mesh(config.batch_size)
     trainable = method.init(jax.random.key(config.seed))
-    state = State(jnp.zeros((), jnp.int32), trainable, tx.init(trainable))
+    state = sharding.replicate(State(jnp.zeros((), jnp.int32), trainable, tx.init(trainable)), mesh)
+    frozen = sharding.replicate(vlm.params, mesh)
     checkpoints = Checkpoints(workdir, vlm.identity)
     restored = checkpoints.restore(state)
     if restored and restored[0] >= config.steps:
@@ -168,7 +167,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
 
     with reporting.progress("training the insert", config.steps * config.batch_size, "image") as advance:
         for i in range(first + 1, config.steps + 1):
-            state, loss = step_fn(state, vlm.params, next(iterator))
+            state, loss = step_fn(state, frozen, sharding.split(next(iterator), mesh))
             last = i == config.steps
             if i % config.log_every == 0 or last:
                 seconds = time.monotonic() - begin

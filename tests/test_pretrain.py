@@ -1,0 +1,35 @@
+"""The small VLM's recipe, cut to minutes: every stage runs, leaves a VLM that loads, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.mark.heavy
+def test_the_recipe_in_minutes(tmp_path):
+    command = [sys.executable, "main.py", "--config=configs/tiny_vlm.py:smoke", f"--workdir={tmp_path / 'w'}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    knows = json.loads((tmp_path / "w" / "knows.json").read_text())
+    assert 0 <= knows["tint"] <= 1 and 0 <= knows["names recalled in captions"] <= 1
+    weights = load_file(tmp_path / "w" / "tiny_flamingo" / "model.safetensors")
+    assert all(np.isfinite(value).all() for value in weights.values())
+    # Done stages are not done again: the second run writes the same weights.
+    again = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    after = load_file(tmp_path / "w" / "tiny_flamingo" / "model.safetensors")
+    assert all((after[key] == value).all() for key, value in weights.items()), again.stdout
+    Image.new("RGB", (50, 40), "green").save(tmp_path / "photo.png")
+    asked = subprocess.run(
+        [*command, "--config.run=ask", f"--config.image={tmp_path / 'photo.png'}", "--config.prompts=A photo of"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "A photo of" in asked.stdout
