@@ -8,6 +8,7 @@ import json
 import pathlib
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -82,20 +83,19 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]
     quiet = jax.process_index() != 0
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, note="", start_at=0)
-        last = {"done": None, "tenth": -1}
+        begin, start_at, tenth = time.monotonic(), None, -1
 
         def advance(done: int, note: str = "") -> None:
-            if last["done"] is None and done > total // 10:  # resumed: do not count what an earlier run did
-                bar.update(task, start_at=done)
-            last["done"] = done
-            bar.update(task, completed=done, note=note)
+            nonlocal start_at, tenth
+            if start_at is None:  # a resumed run does not count what an earlier one did
+                start_at = done if done > total // 10 else 0
+            bar.update(task, completed=done, note=note, start_at=start_at)
+            if console.is_terminal or quiet or 10 * done // max(total, 1) == tenth:
+                return
             tenth = 10 * done // max(total, 1)
-            if not console.is_terminal and tenth != last["tenth"] and not quiet:
-                last["tenth"] = tenth
-                speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
-                rate = f"{speed:,.0f} {unit}s/s, " if speed else ""
-                left = bar.tasks[0].time_remaining
-                say(f"{title}: {done:,} of {total:,} {unit}s, {rate}ETA {left or 0:.0f} s {note}".rstrip())
+            speed = (done - start_at) / (time.monotonic() - begin)
+            rate = f"{speed:,.0f} {unit}s/s, ETA {(total - done) / speed:,.0f} s " if speed else ""
+            say(f"{title}: {done:,} of {total:,} {unit}s, {rate}{note}".rstrip(" ,"))
 
         yield advance
 

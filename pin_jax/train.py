@@ -64,9 +64,15 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum):
     """Batches of this process, in the order of the source."""
     texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, config.text_length)
     return batches(
-        source, [texts], config.batch_size // jax.process_count(), seed=config.seed, shuffle=False, workers=config.workers, threads=config.threads,
+        source,
+        [texts],
+        config.batch_size // jax.process_count(),
+        seed=config.seed,
+        shuffle=False,
+        workers=config.workers,
+        threads=config.threads,
         process=(jax.process_index(), jax.process_count()),
-    )  # fmt: skip
+    )
 
 
 # --- loss and step ----------------------------------------------------------------------------------------------------
