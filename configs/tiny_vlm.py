@@ -53,9 +53,11 @@ def get_config(variant: str = "") -> ConfigDict:
     ]  # fmt: skip
 
     # Stage 2, language and cross-attention on cached features.
-    config.language_lr = 1.5e-3
+    config.language_fits = [
+        {"lr": 1.5e-3, "schedule_steps": 3000, "steps": 1000},
+        {"lr": 1e-3, "schedule_steps": 0, "steps": 500},
+    ]
     config.language_images = 16_000  # features computed once
-    config.language_steps = 3000
     config.language_batch = 16
     config.text_length = 40
     config.language_scenes = ConfigDict(
@@ -81,6 +83,8 @@ def get_config(variant: str = "") -> ConfigDict:
             part["schedule_steps"] //= 100
             for phase in part["phases"]:
                 phase["images"] //= 100
-        config.language_images, config.language_steps = 320, 60
+        config.language_images = 320
+        for part in config.language_fits:
+            part["steps"], part["schedule_steps"] = 30, 30
         config.eval.images = 64
     return config

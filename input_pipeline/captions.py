@@ -125,7 +125,8 @@ class CaptionTexts(grain.transforms.RandomMap):
 
     def _boxes(self, names: Sequence[str], rng: np.random.Generator) -> Text:
         row = Text().add("<image>" if rng.random() < self.box_with_image else "")
-        absent = [name for name in rng.choice(self.names, 8, replace=False) if name not in names][:2]
+        drawn = (self.names[i] for i in rng.choice(len(self.names), 8, replace=False))
+        absent = [name for name in drawn if name not in names][:2]
         first = random_box(rng, self.codec)
         box_statement(row, absent[0], first).add("<|endofchunk|>")
         if rng.random() < 0.6:

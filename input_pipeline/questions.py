@@ -34,6 +34,13 @@ class BoxQuestions(grain.transforms.RandomMap):
     codec: BoxCodec
     questions: int
     length: int
+    _known: dict[str, list[int]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids; prompts and boxes come again and again, so they are kept (there are some thousands of them)."""
+        if text not in self._known:
+            self._known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._known[text]
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         asked = rng.permutation(len(record["said"]))[: self.questions]
@@ -43,12 +50,12 @@ class BoxQuestions(grain.transforms.RandomMap):
             prompt, answer = split(
                 record["said"][i], self.codec.encode(record["cells"][i]), record.get("curriculum", False)
             )
-            pieces = self.tokenizer([IMAGE_TAG + prompt, answer + TAIL], add_special_tokens=False)["input_ids"]
+            pieces = self._encode(IMAGE_TAG + prompt), self._encode(answer + TAIL)
             if len(pieces[0]) + len(pieces[1]) > self.length:
                 raise ValueError(
                     f"text of {record['said'][i]!r} has over {self.length} tokens; raise config.text_length"
                 )
-            ids[row] = pad_rows(np.array(sum(pieces, [])), self.length, self.tokenizer.pad_token_id)
+            ids[row] = pad_rows(np.array(pieces[0] + pieces[1]), self.length, self.tokenizer.pad_token_id)
             target[row, len(pieces[0]) : len(pieces[0]) + len(pieces[1])] = 1
         out = {"ids": ids, "target": target}
         return out | {key: record[key] for key in ("vision", "image") if key in record}

@@ -185,22 +185,24 @@ def train_language(
     )
     with reporting.progress("vision features", len(scenes), "image") as advance:
         bank = features.build(scenes, vlm.encode, workdir / "cache", vlm.identity, progress=advance)
-    tx = adamw(config.language_lr, config.language_steps)
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-    def step(state, batch, rng, option):
+    def step(tx, state, batch, rng, option):
         del rng, option
         grads, metrics = jax.grad(functools.partial(language.loss_fn, model), has_aux=True)(state.params, frozen, batch)
         updates, opt = tx.update(grads, state.opt, state.params)
         return State(optax.apply_updates(state.params, updates), opt), metrics
 
-    def iterator():
-        texts = captions.CaptionTexts(tokenizer, names, codec, config.text_length)
-        return batches(bank, [texts], config.language_batch, seed=config.seed, threads=config.threads)
+    for k, part in enumerate(config.language_fits):
 
-    phases = [(config.language_steps, iterator, [None])]
-    lm = fit("stage 2, language", workdir / "language", State(params, tx.init(params)), step, phases, config)
-    return {**lm, "vision": frozen}
+        def iterator(seed=config.seed + k):
+            texts = captions.CaptionTexts(tokenizer, names, codec, config.text_length)
+            return batches(bank, [texts], config.language_batch, seed=seed, threads=config.threads)
+
+        tx = adamw(part["lr"], part["schedule_steps"] or part["steps"])
+        step_fn = jax.jit(functools.partial(step, tx), donate_argnums=0, static_argnums=3)
+        title, phases = f"stage 2, language, part {k + 1}", [(part["steps"], iterator, [None])]
+        params = fit(title, workdir / f"language_{k + 1}", State(params, tx.init(params)), step_fn, phases, config)
+    return {**params, "vision": frozen}
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -211,7 +213,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         {
             "names": f"{len(names)} ({config.scenes.cutouts}), vocabulary {len(tokenizer)}",
             "stage 1": f"{sum(p['images'] for part in config.vision_fits for p in part['phases']):,} images",
-            "stage 2": f"{config.language_steps * config.language_batch:,} samples, {config.language_images:,} images",
+            "stage 2": f"{sum(p['steps'] for p in config.language_fits) * config.language_batch:,} samples",
             "devices": evaluate.devices(),
         },
     )
