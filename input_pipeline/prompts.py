@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-CURRICULUM_PREFIX = "In the image is a"
-
 
 def article(name: str) -> str:
     """`an` before a vowel letter, else `a`."""
@@ -18,9 +16,9 @@ def question(name: str) -> str:
 def split(name: str, box_text: str, curriculum: bool = False) -> tuple[str, str]:
     """Prompt and target of one training text.
 
-    In the curriculum phase the target starts right after `In the image is a`, so the name is predicted too.
+    In the curriculum phase the target starts right after `In the image is a`, so the name is predicted too. (`an` stays
+    whole in the prompt: no token is cut.)
     """
     prompt = question(name)
-    if curriculum:
-        return prompt[: len(CURRICULUM_PREFIX)], prompt[len(CURRICULUM_PREFIX) :] + box_text
-    return prompt, box_text
+    cut = prompt.index(f" {name} located at") if curriculum else len(prompt)
+    return prompt[:cut], prompt[cut:] + box_text

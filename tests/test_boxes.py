@@ -75,6 +75,6 @@ def test_prompts():
 def test_curriculum_predicts_the_name_too():
     for name in ("cat", "apple"):
         prompt, target = prompts.split(name, " [0,0,14,14]", curriculum=True)
-        assert prompt == "In the image is a"
+        assert prompt == f"In the image is {prompts.article(name)}"
         assert prompt + target == prompts.question(name) + " [0,0,14,14]"
         assert name in target
