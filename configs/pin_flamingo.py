@@ -37,8 +37,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         }
     )
     config.curriculum = 0.0  # share of training that predicts the name too, on scenes of 3 objects (published: 0.25)
-    config.questions_per_image = 3
-    config.text_length = 22
+    config.questions_per_image = 2  # asked together of one image; drawn uniformly where it has more objects
+    config.text_length = 20  # tokens of a text; a name is one
     config.cache_images = 16_000  # scenes whose vision features are computed once; 0 draws scenes anew
     config.workers = 0  # processes that prepare data; 0 uses threads
     config.threads = 2

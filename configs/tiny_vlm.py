@@ -54,9 +54,12 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Stage 2, language and cross-attention on cached features.
     config.language_fits = [
-        {"lr": 1.5e-3, "schedule_steps": 3000, "steps": 1000},
-        {"lr": 1e-3, "schedule_steps": 0, "steps": 500},
-    ]
+        {"lr": 1.5e-3, "schedule_steps": 3000, "steps": 1000, "texts": {}},
+        {"lr": 1e-3, "schedule_steps": 0, "steps": 500, "texts": {}},
+        # Box syntax in front of pictures too (of absent names), or `located at` is taken for `looking like`.
+        {"lr": 1.2e-3, "schedule_steps": 0, "steps": 1200,
+         "texts": {"box_rows": 0.8, "box_with_image": 0.7, "syntax": 1.0}},
+    ]  # fmt: skip
     config.language_images = 16_000  # features computed once
     config.language_batch = 16
     config.text_length = 40

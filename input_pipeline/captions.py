@@ -6,6 +6,7 @@ No number is ever tied to an image: box texts name objects that are NOT in the p
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,17 +53,20 @@ def look_question(text: Text, slot: str, name: str, look: looks.Look) -> Text:
     return text.add(f"The {slot} of the {name} is").add(f" {getattr(look, slot)}", ANSWER).add(".")
 
 
-def look_list(text: Text, name: str, look: looks.Look) -> Text:
+def look_list(text: Text, name: str, look: looks.Look, syntax: float = REST) -> Text:
     """`In the image is a cat looking like [big,red,plain,blue].`: a list in the syntax of boxes, in words only."""
-    text.add(f"In the image is {article(name)}").add(f" {name}", 1.0).add(" looking like [")
+    text.add(f"In the image is {article(name)}").add(f" {name}", 1.0).add(" looking like").add(" [", syntax)
     for i, word in enumerate(look.words()):
-        text.add("," if i else "").add(word, ANSWER)
-    return text.add("].")
+        text.add("," if i else "", syntax).add(word, ANSWER)
+    return text.add("].", syntax)
 
 
-def box_statement(text: Text, name: str, box: str, weight: float = REST) -> Text:
-    """`In the image is a cat located at [0,10,40,80].`"""
-    return text.add(question(name)).add(box, weight).add(".")
+def box_statement(text: Text, name: str, box: str, weight: float = REST, syntax: float = REST) -> Text:
+    """`In the image is a cat located at [0,10,40,80].`; `weight` is that of the numbers."""
+    text.add(question(name))
+    for piece in re.findall(r"\d+|\D+", box):
+        text.add(piece, weight if piece.isdigit() else syntax)
+    return text.add(".", syntax)
 
 
 def random_box(rng: np.random.Generator, codec: BoxCodec) -> str:
@@ -85,6 +89,7 @@ class CaptionTexts(grain.transforms.RandomMap):
     Attributes:
       tokenizer: a transformers tokenizer. names: all names. codec: of boxes. length: T; longer rows are cut.
       box_rows: share of box statements among the third rows. box_with_image: share of them that have the image.
+      syntax: weight of brackets and commas.
     """
 
     tokenizer: Any
@@ -93,6 +98,7 @@ class CaptionTexts(grain.transforms.RandomMap):
     length: int = 40
     box_rows: float = 0.6
     box_with_image: float = 0.3
+    syntax: float = REST
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         names, seen = record["names"], record["looks"]
@@ -116,7 +122,7 @@ class CaptionTexts(grain.transforms.RandomMap):
     def _looks(self, row: Text, names: Sequence[str], seen: Sequence[looks.Look], rng, most: int) -> Text:
         for i in rng.permutation(len(names))[:most]:
             if rng.random() < 0.6:
-                look_list(row, names[i], seen[i])
+                look_list(row, names[i], seen[i], self.syntax)
             else:
                 for slot in rng.permutation(list(looks.SLOTS))[:2]:
                     look_question(row, str(slot), names[i], seen[i])
@@ -128,11 +134,11 @@ class CaptionTexts(grain.transforms.RandomMap):
         drawn = (self.names[i] for i in rng.choice(len(self.names), 8, replace=False))
         absent = [name for name in drawn if name not in names][:2]
         first = random_box(rng, self.codec)
-        box_statement(row, absent[0], first).add("<|endofchunk|>")
+        box_statement(row, absent[0], first, syntax=self.syntax).add("<|endofchunk|>")
         if rng.random() < 0.6:
-            box_statement(row, absent[0], first, COPY)
+            box_statement(row, absent[0], first, COPY, self.syntax)
         else:
-            box_statement(row, absent[1], random_box(rng, self.codec))
+            box_statement(row, absent[1], random_box(rng, self.codec), syntax=self.syntax)
         return row.add("<|endofchunk|>")
 
 

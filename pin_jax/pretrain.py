@@ -194,8 +194,8 @@ def train_language(
 
     for k, part in enumerate(config.language_fits):
 
-        def iterator(seed=config.seed + k):
-            texts = captions.CaptionTexts(tokenizer, names, codec, config.text_length)
+        def iterator(seed=config.seed + k, options=part["texts"]):
+            texts = captions.CaptionTexts(tokenizer, names, codec, config.text_length, **options)
             return batches(bank, [texts], config.language_batch, seed=seed, threads=config.threads)
 
         tx = adamw(part["lr"], part["schedule_steps"] or part["steps"])

@@ -86,9 +86,9 @@ def box_loss(model: Any, frozen: Any, inserts: Any, batch: dict[str, jax.Array])
     """
     ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
     target = batch["target"].reshape(ids.shape)[:, 1:]
-    mask = ids != model.config.pad_token
-    logits = model.apply({"params": frozen}, None, ids, mask, inserts, batch["vision"][:, None])
-    cost = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:])
+    mask = ids[:, :-1] != model.config.pad_token  # the last token is only predicted
+    logits = model.apply({"params": frozen}, None, ids[:, :-1], mask, inserts, batch["vision"][:, None])
+    cost = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
     return (cost * target).sum() / jnp.maximum(target.sum(), 1)
 
 
