@@ -104,22 +104,25 @@ class Log:
     """Scalars of a run, for TensorBoard and for the loss curve; a resumed run goes on in the same files."""
 
     def __init__(self, workdir: pathlib.Path):
-        self._path = workdir / "scalars.jsonl"
-        self._writer = SummaryWriter(str(workdir / "tensorboard"))
-        self._file = open(self._path, "a", encoding="utf-8")
+        first = jax.process_index() == 0  # the others have the same values
+        self._writer = SummaryWriter(str(workdir / "tensorboard")) if first else None
+        self._file = open(workdir / "scalars.jsonl", "a", encoding="utf-8") if first else None
         self.latest_loss = 0.0
 
     def scalars(self, step: int, **values: float) -> None:
         """Writes values of one step."""
         self.latest_loss = values.get("loss", self.latest_loss)
+        if self._file is None:
+            return
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
-        self._file.close()
+        if self._file is not None:
+            self._writer.close()
+            self._file.close()
 
 
 def read_scalars(workdir: pathlib.Path) -> list[dict[str, float]]:

@@ -64,7 +64,7 @@ def _claim(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> None:
     mine = {key: json.loads(config.to_json_best_effort())[key] for key in TRAINING} | {"frozen": vlm.identity}
     path = workdir / "config.json"
     if not path.exists():
-        if config.run == "train":
+        if config.run == "train" and jax.process_index() == 0:
             reporting.write_json(path, mine)
         return
     theirs = json.loads(path.read_text("utf-8"))
