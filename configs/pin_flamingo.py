@@ -45,7 +45,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     # Optimisation: Adam without weight decay.
     config.batch_size = 32
-    config.steps = 3000
+    config.steps = 2800
     config.lr = 1e-3
     config.schedule = "cosine"
     config.log_every = 20
