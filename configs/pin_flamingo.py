@@ -45,8 +45,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     # Optimisation: Adam without weight decay.
     config.batch_size = 32
-    config.steps = 2800
-    config.lr = 1e-3
+    config.steps = 2000
+    config.lr = 1.5e-3  # published: 1e-3, constant, for 150,000 steps
     config.schedule = "cosine"
     config.log_every = 20
     config.save_every = 500

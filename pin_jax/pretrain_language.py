@@ -71,9 +71,10 @@ def loss_fn(
 
 
 def right_answers(vlm: Flamingo, params: Any, batch: dict[str, jax.Array], plain: int) -> dict[str, jax.Array]:
-    """Right answers to `The SLOT of the NAME is`, with their count, per slot; `tint` counts only objects that have one.
+    """Right answers to `The SLOT of the NAME is`, with their count, per slot.
 
-    `tint` is the gate of the small VLM: it shows that a name finds its own patches.
+    `colour` is the gate of the small VLM: it shows that a name finds its own patches. `tint` is the same over the
+    objects that have a tint, without those whose answer is `plain`.
     """
     ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
     mask = ids != vlm.config.pad_token
