@@ -36,6 +36,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "absolute_share": 0.0,
         }
     )
+    config.vary_backgrounds = 0.8  # in training only: 11 photographs stand for many; 0 pastes on them as they are
     config.curriculum = 0.0  # share of training that predicts the name too, on scenes of 3 objects (published: 0.25)
     config.questions_per_image = 2  # asked together of one image; drawn uniformly where it has more objects
     config.text_length = 20  # tokens of a text; a name is one
@@ -45,7 +46,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     # Optimisation: Adam without weight decay.
     config.batch_size = 32
-    config.steps = 2000
+    config.steps = 1500
     config.lr = 1.5e-3  # published: 1e-3, constant, for 150,000 steps
     config.schedule = "cosine"
     config.log_every = 20

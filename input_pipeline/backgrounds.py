@@ -37,12 +37,15 @@ class Backgrounds:
       paths: the files.
       crop: smallest share of the shorter side that a random square crop keeps; 1.0 squashes the whole photograph
         to a square, as published.
+      vary: probability of a variation: another photograph shines through, colours change places, light and contrast
+        change, quarter turns. A few photographs then stand for many.
       max_side: photographs are shrunk to this many pixels on reading.
     """
 
-    def __init__(self, paths: Sequence[pathlib.Path], crop: float = 1.0, max_side: int = 448):
+    def __init__(self, paths: Sequence[pathlib.Path], crop: float = 1.0, vary: float = 0.0, max_side: int = 448):
         self.paths = list(paths)
         self.crop = crop
+        self.vary = vary
         self.max_side = max_side
         self._cache: dict[int, Image.Image] = {}
 
@@ -61,7 +64,17 @@ class Backgrounds:
         return self._cache[index]
 
     def draw(self, rng: np.random.Generator, size: int) -> Image.Image:
-        """A random photograph as a square of `size` pixels; randomly cropped and mirrored when crop < 1."""
+        """A random photograph as a square of `size` pixels, cropped and mirrored when crop < 1, varied by `vary`."""
+        image = self._draw(rng, size)
+        if self.vary and rng.random() < self.vary:
+            share = rng.uniform(0, 0.5)
+            pixels = (1 - share) * np.asarray(image, np.float32) + share * np.asarray(self._draw(rng, size), np.float32)
+            pixels = np.rot90(pixels[..., rng.permutation(3)], int(rng.integers(4)))
+            pixels = (pixels - 128) * rng.uniform(0.4, 1.3) + 128 + rng.uniform(-60, 60)
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        return image
+
+    def _draw(self, rng: np.random.Generator, size: int) -> Image.Image:
         photo = self.photo(int(rng.integers(len(self.paths))))
         if self.crop >= 1.0:
             return photo.resize((size, size), Image.Resampling.BILINEAR)
@@ -71,14 +84,14 @@ class Backgrounds:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
-def load(spec: str, split: str = "all", crop: float = 1.0) -> Backgrounds:
+def load(spec: str, split: str = "all", crop: float = 1.0, vary: float = 0.0) -> Backgrounds:
     """Builds the source that a config names.
 
     Args:
       spec: `photos`, or `folder:DIR` with pictures anywhere below DIR. A folder that has the sub-folders `train` and
         `testval` (BG-20k) is split by them; any other holds out every fifth file.
       split: `train`, `held_out` or `all`.
-      crop: see `Backgrounds`.
+      crop, vary: see `Backgrounds`.
 
     Raises:
       UserError: an unknown kind or split, a missing folder, no picture.
@@ -93,7 +106,7 @@ def load(spec: str, split: str = "all", crop: float = 1.0) -> Backgrounds:
             package, file = name.split("/")
             module, sub = _FOLDERS[package]
             paths.append(pathlib.Path(str(resources.files(module))) / sub / file)
-        return Backgrounds(paths, crop)
+        return Backgrounds(paths, crop, vary)
     if kind != "folder" or not where:
         raise UserError(f"backgrounds {spec!r}: expected photos or folder:DIR")
     root = pathlib.Path(where)
@@ -107,4 +120,4 @@ def load(spec: str, split: str = "all", crop: float = 1.0) -> Backgrounds:
         files = [p for i, p in enumerate(files) if (i % 5 == 4) == (split == "held_out")]
     if not files:
         raise UserError(f"backgrounds folder {top}: no JPEG, PNG or WebP for split {split!r}; give photographs")
-    return Backgrounds(files, crop)
+    return Backgrounds(files, crop, vary)

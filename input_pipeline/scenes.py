@@ -27,7 +27,7 @@ class SceneConfig:
       exclude: names left out of the source.
       objects: smallest and largest number of objects; their number is drawn uniformly.
       smallest, largest: sizes by number of objects, in cells less one; see `paste.layout`.
-      crop: see `Backgrounds`.
+      crop, vary: see `Backgrounds`.
       look_share: probability of each look (tint, pattern, border); 0 pastes cut-outs as they are, as published.
       look_scenes: share of scenes in which looks are drawn at all.
       mirror: probability of mirroring a cut-out (0 as published).
@@ -47,6 +47,7 @@ class SceneConfig:
     smallest: tuple[int, ...] = paste.PUBLISHED_SMALLEST
     largest: int | None = None
     crop: float = 1.0
+    vary: float = 0.0
     look_share: float = 0.0
     look_scenes: float = 1.0
     mirror: float = 0.0
@@ -88,7 +89,7 @@ class Scenes:
         self.config, self.seed, self.length = config, seed, length
         self.cutouts = cutouts_lib.load(config.cutouts, config.split, config.exclude)
         background_split = config.background_split or config.split
-        self.backgrounds = backgrounds_lib.load(config.backgrounds, background_split, config.crop)
+        self.backgrounds = backgrounds_lib.load(config.backgrounds, background_split, config.crop, config.vary)
         self.names = sorted(set(self.cutouts.names))
         self._by_name: dict[str, list[int]] = {name: [] for name in self.names}
         for index, name in enumerate(self.cutouts.names):

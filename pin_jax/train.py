@@ -51,7 +51,9 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path) -> Curr
         objects = (most, most) if phase == 0 else tuple(config.scenes.objects)
         length = max(1, round((cached or total) * share))
         scenes = Scenes(
-            scene_config(config.scenes, vlm.codec, split="train", objects=objects), 2 * config.seed + phase, length
+            scene_config(config.scenes, vlm.codec, split="train", objects=objects, vary=config.vary_backgrounds),
+            phase,
+            length,
         )
         if cached and share > 0:
             with reporting.progress(f"vision features of {length:,} scenes", length, "image") as advance:
