@@ -20,7 +20,8 @@ from pin_jax.vlm import VLM, load
 RUNS = ("train", "evaluate", "predict")
 # What a workdir is bound to; the other entries may change between runs.
 TRAINING = (
-    "seed", "vlm", "method", "method_options", "dtype", "scenes", "vary_backgrounds", "curriculum", "questions_per_image", "text_length",
+    "seed", "vlm", "method", "method_options", "dtype", "scenes", "vary_backgrounds", "curriculum",
+    "questions_per_image", "text_length",
     "cache_images", "batch_size", "steps", "lr", "schedule",
 )  # fmt: skip
 INSERT, RESULTS = "insert.safetensors", "results.json"
