@@ -56,6 +56,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.eval = ConfigDict(
         {
             "split": "held_out",
+            "background_split": "",  # backgrounds of another split: train are those that insert and VLM have seen
             "seed": 1_000_000,
             "images": 256,
             "decoder": "greedy",  # greedy or beam

@@ -110,7 +110,9 @@ def locate(
 def scenes(config: ConfigDict, vlm: VLM) -> list[dict[str, Any]]:
     """The evaluation scenes: names and backgrounds that the insert never saw."""
     source = Scenes(
-        scene_config(config.scenes, vlm.codec, split=config.eval.split), config.eval.seed, config.eval.images
+        scene_config(config.scenes, vlm.codec, split=config.eval.split, background_split=config.eval.background_split),
+        config.eval.seed,
+        config.eval.images,
     )
     return [source[i] for i in range(len(source))]
 
