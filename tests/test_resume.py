@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 from small import write_vlm
 
 ROOT = pathlib.Path(__file__).parent.parent
-STEPS = 600
+STEPS = 400
 
 
 def command(folder: pathlib.Path, workdir: pathlib.Path) -> list[str]:
     overrides = {
-        "vlm": folder, "steps": STEPS, "batch_size": 4, "cache_images": 16, "save_every": 50, "log_every": 10,
+        "vlm": folder, "steps": STEPS, "batch_size": 4, "cache_images": 16, "save_every": 40, "log_every": 10,
         "eval.images": 2, "curriculum": 0.25,
     }  # fmt: skip
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
