@@ -46,7 +46,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     # Optimisation: Adam without weight decay.
     config.batch_size = 32
-    config.steps = 1500
+    config.steps = 2400
     config.lr = 1.5e-3  # published: 1e-3, constant, for 150,000 steps
     config.schedule = "cosine"
     config.log_every = 20
