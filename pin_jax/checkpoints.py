@@ -22,7 +22,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, identity: str, keep: int = 3):
         self.folder = (workdir / "checkpoints").absolute()
         self.identity = identity
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax is talkative
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, traceback and all
         self._manager = ocp.CheckpointManager(
             self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         )
