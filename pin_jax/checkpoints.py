@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from input_pipeline.errors import UserError
+from pin_jax.reporting import say
 
 
 class Checkpoints:
@@ -83,7 +84,7 @@ class Checkpoints:
                 abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
                 restored = self._read(step, state=ocp.args.StandardRestore(abstract))["state"]
             except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
-                print(f"checkpoint {step} in {self.folder} is broken ({type(error).__name__}); trying the one before")
+                say(f"checkpoint {step} in {self.folder} is broken ({type(error).__name__}); trying the one before")
                 self._set_aside(step)
                 continue
             if meta["identity"] != self.identity:

@@ -18,14 +18,9 @@ import optax
 
 from input_pipeline import looks
 from input_pipeline.loader import pad_rows
-from pin_jax.models.vit import ViT, ViTConfig
+from pin_jax.models.vit import ViT, ViTConfig, normalise
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-def normalise(images: jax.Array) -> jax.Array:
-    """uint8[..., 3] -> float32 with CLIP's mean and standard deviation."""
-    return (images.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +62,7 @@ class BagOfWordsModel(nn.Module):
 
     def __call__(self, images: jax.Array, keep: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """images uint8[B, H, W, 3] -> tokens float[B, N, D] and name logits float[B, N, names]."""
-        tokens = self.encoder(normalise(images), keep=keep)[:, int(self.vision.class_token) :]
+        tokens = self.encoder(normalise(images, MEAN, STD), keep=keep)[:, int(self.vision.class_token) :]
         return tokens, jnp.einsum("bnd,vd->bnv", tokens, self._names())
 
     def _names(self) -> jax.Array:

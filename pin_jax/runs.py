@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import pathlib
 import time
@@ -131,8 +132,6 @@ def names(config: ConfigDict) -> list[str]:
 
 def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> dict[str, Any]:
     """Finds config.prompts in config.image; writes boxes.json (pixels of the photograph) and boxes.png."""
-    import difflib
-
     wanted = names(config)
     for name in wanted:
         if vlm.names and name not in vlm.names:

@@ -52,7 +52,7 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path) -> Curr
         length = max(1, round((cached or total) * share))
         scenes = Scenes(
             scene_config(config.scenes, vlm.codec, split="train", objects=objects, vary=config.vary_backgrounds),
-            phase,
+            2 * config.seed + phase,  # another seed, other scenes
             length,
         )
         if cached and share > 0:

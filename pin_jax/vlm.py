@@ -25,7 +25,7 @@ from input_pipeline.errors import UserError
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.mpt import MPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
-from pin_jax.models.vit import ViTConfig
+from pin_jax.models.vit import ViTConfig, normalise
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class VLM:
 
     def pixels(self, images: jax.Array) -> jax.Array:
         """uint8[B, H, W, 3] -> float32[B, H, W, 3], normalised."""
-        return (images.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
+        return normalise(images, self.mean, self.std)
 
     def encode(self, images: np.ndarray) -> jax.Array:
         """Images uint8[B, H, W, 3] -> vision tokens float[B, N, D] of the frozen encoder."""

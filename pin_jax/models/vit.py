@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -67,6 +67,11 @@ CLIP_L14 = ViTConfig()
 EVA_G14 = ViTConfig(
     width=1408, depth=39, heads=16, mlp=6144, act="gelu", eps=1e-6, patch_bias=True, pre_norm=False, post_norm=True
 )
+
+
+def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """uint8[..., 3] -> float32[..., 3]: the pixels that a ViT takes, given their mean and standard deviation."""
+    return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
 
 
 def resize_positions(table: jax.Array, grid: tuple[int, int], class_token: bool) -> jax.Array:
