@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from small import config_for, write_vlm
 
 from input_pipeline.errors import UserError
-from pin_jax import adapters, runs, vlm
+from pin_jax import adapters, runs, train, vlm
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -82,6 +82,17 @@ def test_evaluate_alone_gives_the_same_scores(folder, trained, tmp_path):
 def test_uncached_training_with_the_encoder_inside(folder, tmp_path):
     runs.run(config_for(folder, cache_images=0, steps=3, save_every=3), tmp_path)
     assert (tmp_path / "insert.safetensors").exists()
+
+
+def test_another_seed_draws_other_scenes(folder, tmp_path):
+    frozen = vlm.load(folder)
+
+    def pictures(seed):
+        source = train.training_source(config_for(folder, seed=seed, cache_images=0, curriculum=0.25), frozen, tmp_path)
+        return [source[i]["image"].tobytes() for i in (0, 1, 20, 21)]
+
+    assert pictures(0) == pictures(0)
+    assert not set(pictures(0)) & set(pictures(1))
 
 
 def test_predict(folder, trained, tmp_path):
