@@ -33,31 +33,37 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Scenes of both stages: all names, the training backgrounds.
     config.scenes = ConfigDict(
-        {"cutouts": "twemoji", "backgrounds": "photos", "split": "all", "background_split": "train", "crop": 0.4}
+        {
+            "cutouts": "twemoji",
+            "backgrounds": "photos",
+            "split": "all",
+            "background_split": "train",
+            "crop": 0.4,
+            "vary": 0.8,
+        }
     )
     # Stage 1, vision. Part 1: small pictures of one object, then crowds of which half the patches are seen.
     # Part 2: whole scenes, by turns with three tenths of the patches, so that every part of an object keeps its name.
     config.vision_fits = [
-        {"lr": 1.4e-3, "schedule_steps": 4843, "look_weight": 0.25, "phases": [
+        {"lr": 1.4e-3, "schedule_steps": 6000, "look_weight": 0.25, "phases": [
             {"images": 60_000, "batch": 96, "keep": [1.0], "seed": 0,
              "scenes": {"image_size": 80, "grid": 8, "crop": 0.2, "objects": [1, 1], "smallest": [4], "largest": 7,
                         "look_share": 0.4, "look_scenes": 0.3}},
-            {"images": 90_000, "batch": 32, "keep": [0.5], "seed": 625,
+            {"images": 130_000, "batch": 32, "keep": [0.5], "seed": 625,
              "scenes": {"objects": [2, 5], "smallest": [5, 4, 4, 4, 3], "largest": 9,
                         "look_share": 0.5, "look_scenes": 0.6}},
         ]},
         {"lr": 8e-4, "schedule_steps": 0, "look_weight": 1.0, "phases": [
-            {"images": 48_000, "batch": 32, "keep": [0.3, 1.0], "seed": 10_000,
+            {"images": 64_000, "batch": 32, "keep": [0.3, 1.0], "seed": 10_000,
              "scenes": {"objects": [1, 3], "smallest": [5, 4, 4], "look_share": 0.6, "look_scenes": 0.7}},
         ]},
     ]  # fmt: skip
 
     # Stage 2, language and cross-attention on cached features.
     config.language_fits = [
-        {"lr": 1.5e-3, "schedule_steps": 3000, "steps": 1000, "texts": {}},
-        {"lr": 1e-3, "schedule_steps": 0, "steps": 500, "texts": {}},
+        {"lr": 1.5e-3, "schedule_steps": 3000, "steps": 1500, "texts": {}},
         # Box syntax in front of pictures too (of absent names), or `located at` is taken for `looking like`.
-        {"lr": 1.2e-3, "schedule_steps": 0, "steps": 1200,
+        {"lr": 1.2e-3, "schedule_steps": 0, "steps": 1600,
          "texts": {"box_rows": 0.8, "box_with_image": 0.7, "syntax": 1.0}},
     ]  # fmt: skip
     config.language_images = 16_000  # features computed once

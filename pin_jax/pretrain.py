@@ -231,7 +231,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[str, Any]:
     """What the VLM knows of held-out scenes: right answers on looks, right names in captions; writes knows.json."""
-    options = {**config.scenes, **config.language_scenes, "background_split": "held_out"}
+    options = {**config.scenes, **config.language_scenes, "background_split": "held_out", "vary": 0.0}
     scenes = Scenes(scene_config(options, vlm.codec), config.eval.seed, config.eval.images)
     records = [scenes[i] for i in range(len(scenes))]
     seen = evaluate.encode(vlm, [r["image"] for r in records])
