@@ -11,10 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import prompts
-from input_pipeline.questions import IMAGE_TAG
 from input_pipeline.scenes import Scenes, scene_config
-from pin_jax import decode, metrics, reporting
-from pin_jax.models.flamingo import Inserts
+from pin_jax import decode, metrics, reporting, sharding
+from pin_jax.models.interface import Inserts
 from pin_jax.vlm import VLM
 
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries", "asked_iou", "other_iou")
@@ -66,14 +65,15 @@ def ask(
 
     Args:
       vision: float[images, N, D].
-      asked: index of the image, and the text that the model goes on from (`<image>` is put in front).
+      asked: index of the image, and the text that the model goes on from (the VLM's frame is put around it).
       options: config.eval: decoder (`greedy` or `beam`), beams, length_penalty, new_tokens, batch_size.
 
     Returns:
       The new text of each question.
     """
-    ids, mask = vlm.tokenize([IMAGE_TAG + prompt for _, prompt in asked])
+    ids, mask = vlm.tokenize([vlm.frame.prompt(prompt) for _, prompt in asked])
     ids, mask = _bucket(ids, mask, vlm.tokenizer.pad_token_id)
+    inserts = inserts if vlm.mesh is None else sharding.replicate(inserts, vlm.mesh)
     search = decode.greedy
     extra = {}
     if options.decoder == "beam":
@@ -84,11 +84,13 @@ def ask(
         for start in range(0, len(asked), size):
             rows = np.arange(start, start + size).clip(max=len(asked) - 1)  # one batch shape, one compilation
             images = np.array([asked[r][0] for r in rows])
-            out = search(
-                vlm.model, vlm.params, vision[images][:, None], ids[rows], mask[rows], inserts,
-                steps=options.new_tokens, suppress=vlm.suppressed, **extra,
-            )  # fmt: skip
-            texts += vlm.tokenizer.batch_decode(np.asarray(out), skip_special_tokens=True)
+            inputs = vision[images][:, None], ids[rows], mask[rows]
+            with sharding.on(vlm.mesh):
+                out = search(
+                    vlm.model, vlm.params, *(sharding.spread(x, vlm.mesh) for x in inputs), inserts,
+                    steps=options.new_tokens, suppress=vlm.suppressed, **extra,
+                )  # fmt: skip
+            texts += vlm.read(sharding.fetch(out))
             advance(min(start + size, len(asked)))
     return texts[: len(asked)]
 
@@ -123,7 +125,7 @@ def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32) -> np.ndarr
     for start in range(0, len(images), batch_size):
         chunk = np.stack(images[start : start + batch_size])
         short = batch_size - len(chunk)
-        out.append(np.asarray(vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)])))[: len(chunk)])
+        out.append(vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)]))[: len(chunk)])
     return np.concatenate(out)
 
 
