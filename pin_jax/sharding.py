@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from input_pipeline.errors import UserError
@@ -28,6 +29,11 @@ RULES: Rules = (
     (r"(out|fc2|wo|down)/kernel$", ("tensor", "fsdp")),
     (r"lm/embedding$", ("tensor", "fsdp")),
 )
+
+
+def rules(first: Rules = ()) -> Rules:
+    """The default rules, with others before them."""
+    return (*((pattern, tuple(axes)) for pattern, axes in first), *RULES)
 
 
 def make_mesh(
@@ -129,7 +135,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return place(tree, jax.tree.map(lambda _: where, tree))
 
 
-def rows(mesh: Mesh) -> NamedSharding:
+def by_rows(mesh: Mesh) -> NamedSharding:
     """How a batch stands: its rows over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
@@ -138,7 +144,7 @@ def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's records, its part of a global batch by `process_part`, as global arrays."""
     _, count = process_part(mesh)
     return {
-        key: jax.make_array_from_process_local_data(rows(mesh), value, (len(value) * count, *value.shape[1:]))
+        key: jax.make_array_from_process_local_data(by_rows(mesh), value, (len(value) * count, *value.shape[1:]))
         for key, value in batch.items()
     }
 
@@ -170,7 +176,7 @@ def spread(array: np.ndarray, mesh: Mesh | None) -> jax.Array | np.ndarray:
     if mesh is None:
         return array
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    where = NamedSharding(mesh, PartitionSpec()) if len(array) % ways else rows(mesh)
+    where = NamedSharding(mesh, PartitionSpec()) if len(array) % ways else by_rows(mesh)
     return place(array, where)
 
 
@@ -180,3 +186,10 @@ def fetch(array: jax.Array) -> np.ndarray:
         whole = NamedSharding(array.sharding.mesh, PartitionSpec())
         array = jax.jit(lambda x: x, out_shardings=whole)(array)
     return np.asarray(array)
+
+
+def everywhere(here: bool) -> bool:
+    """Whether something holds on every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array([here])).all())

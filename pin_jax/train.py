@@ -78,6 +78,23 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum):
     )
 
 
+def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch with pictures, as `training_batches` makes it.
+
+    Args:
+      front: tokens that the VLM's frame puts before a prompt.
+    """
+    size, rows = vlm.codec.image_size, (config.batch_size, config.questions_per_image)
+    texts = {"ids": config.text_length + max(0, front - 1), "target": config.text_length + max(0, front - 1)}
+    if vlm.frame.apart:
+        texts |= {"target": config.text_length, "labels": config.text_length}
+    shapes = {
+        key: jax.ShapeDtypeStruct((*rows, length), jnp.float32 if key == "target" else jnp.int32)
+        for key, length in texts.items()
+    }
+    return shapes | {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8)}
+
+
 # --- loss and step ----------------------------------------------------------------------------------------------------
 
 
@@ -102,6 +119,12 @@ def optimiser(config: ConfigDict) -> optax.GradientTransformation:
         raise UserError(f"config.schedule {config.schedule!r}: expected constant or cosine")
     cosine = optax.cosine_decay_schedule(config.lr, config.steps)
     return optax.adam(config.lr if config.schedule == "constant" else cosine)
+
+
+def initial(method: Any, tx: optax.GradientTransformation, seed: int) -> State:
+    """The state before the first step."""
+    trainable = method.init(jax.random.key(seed))
+    return State(jnp.zeros((), jnp.int32), trainable, tx.init(trainable))
 
 
 def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation):
@@ -147,8 +170,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     method = METHODS[config.method](vlm.model.config, **config.method_options)
     tx = optimiser(config)
     mesh, frozen = vlm.mesh, vlm.params
-    trainable = method.init(jax.random.key(config.seed))
-    state = sharding.replicate(State(jnp.zeros((), jnp.int32), trainable, tx.init(trainable)), mesh)
+    state = sharding.replicate(initial(method, tx, config.seed), mesh)
     checkpoints = Checkpoints(workdir, vlm.identity)
     restored = checkpoints.restore(state)
     if restored and restored[0] >= config.steps:

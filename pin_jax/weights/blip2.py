@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.errors import UserError
 from input_pipeline.prompts import Frame
-from pin_jax.models.blip2 import Blip2, Blip2Config
+from pin_jax.models.blip2 import PRESETS, Blip2, Blip2Config
 from pin_jax.models.opt import OPTConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.t5 import T5Config
@@ -209,6 +210,34 @@ def frame(config: Blip2Config) -> Frame:
     return Frame(front=f"{images}</s>", tail="</s>")
 
 
+def _dtypes(dtype: Any, kind: str) -> dict[str, Any]:
+    """A name, `published`, or a mapping -> a dtype for each of `PARTS`; kind is `opt` or `t5`."""
+    if dtype == "published":
+        dtype = {"vision": PUBLISHED["vision"], "qformer": PUBLISHED["qformer"], "lm": PUBLISHED[kind]}
+    dtypes = dict(dtype) if isinstance(dtype, Mapping) else dict.fromkeys(PARTS, dtype)
+    if set(dtypes) != set(PARTS):
+        raise UserError(f"dtype {dtypes!r}: expected one name, published, or a name for each of {', '.join(PARTS)}")
+    return dtypes
+
+
+def architecture(source: str, dtype: Any, **fields: Any) -> tuple[Blip2, dict[str, Any], Frame] | None:
+    """A published BLIP-2 by name or folder, without its weights; see `published.architecture`."""
+    if source in PRESETS:
+        config = PRESETS[source]
+        dtypes = _dtypes(dtype, "t5" if isinstance(config.lm, T5Config) else "opt")
+        parts = {name: dataclasses.replace(getattr(config, name), dtype=dtypes[name]) for name in PARTS}
+        for name in ("qformer", "lm"):
+            parts[name] = dataclasses.replace(parts[name], **fields)
+        config = dataclasses.replace(config, **parts)
+    elif recognises(pathlib.Path(source)):
+        meta = files.read_json(pathlib.Path(source) / "config.json")
+        dtypes = _dtypes(dtype, meta.get("text_config", {}).get("model_type", "opt"))
+        config = config_of(meta, dtypes, **fields)
+    else:
+        return None
+    return Blip2(config), dtypes | {"projection": dtypes["lm"]}, frame(config)
+
+
 def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
     """Everything but the weights themselves; see `published.Published`.
 
@@ -218,27 +247,12 @@ def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
     """
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    meta = files.read_json(folder / "config.json")
-    kind = meta.get("text_config", {}).get("model_type", "opt")
-    if dtype == "published":
-        dtype = {"vision": PUBLISHED["vision"], "qformer": PUBLISHED["qformer"], "lm": PUBLISHED.get(kind)}
-    dtypes = dict(dtype) if isinstance(dtype, Mapping) else dict.fromkeys(PARTS, dtype)
-    if set(dtypes) != set(PARTS):
-        raise UserError(f"dtype {dtypes!r}: expected one name, published, or a name for each of {', '.join(PARTS)}")
-    config = config_of(meta, dtypes, **fields)
+    model, dtypes, around = architecture(str(folder), dtype, **fields)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         processor = AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: tokenizer or image processor cannot be read ({error})") from error
-    if tokenizer.convert_tokens_to_ids("<image>") != config.image_token:  # files from before it was a token
+    if tokenizer.convert_tokens_to_ids("<image>") != model.config.image_token:  # files from before it was a token
         tokenizer.add_tokens("<image>", special_tokens=True)
-    return Published(
-        model=Blip2(config),
-        tensors=files.Tensors(folder),
-        table=table(config),
-        dtypes=dtypes | {"projection": dtypes["lm"]},
-        tokenizer=tokenizer,
-        processor=processor,
-        frame=frame(config),
-    )
+    return Published(model, files.Tensors(folder), table(model.config), dtypes, tokenizer, processor, around)

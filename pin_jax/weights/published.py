@@ -1,7 +1,8 @@
 """Published VLMs: what a folder of weights is read into, and which module reads which layout.
 
-A reader is a module with `recognises(folder) -> bool` and `read(folder, dtype, remat=...) -> Published`; a new layout
-is a new entry of `READERS`.
+A reader is a module with `recognises(folder) -> bool`, `read(folder, dtype, remat=...) -> Published`, and, for runs
+that need no weights, `architecture(source, dtype, remat=...) -> (model, dtypes of its parts, Frame) | None`. A new
+layout is a new entry of `READERS`.
 """
 
 from __future__ import annotations
@@ -58,3 +59,16 @@ def reader(folder: pathlib.Path) -> Any | None:
             return module
     kind = files.read_json(config).get("model_type")
     raise UserError(f"VLM {folder}: no reader for model_type {kind!r}; give a BLIP-2 or a small VLM of this project")
+
+
+def architecture(source: str, dtype: Any, remat: str) -> tuple[nn.Module, Mapping[str, Any], Frame]:
+    """A published model by its hub id, or by a folder that holds no more than config.json.
+
+    Raises:
+      UserError: nobody knows it.
+    """
+    for name in READERS:
+        found = importlib.import_module(name).architecture(source, dtype, remat=remat)
+        if found is not None:
+            return found
+    raise UserError(f"config.vlm {source!r}: no published model by that name, and no folder that holds one")
