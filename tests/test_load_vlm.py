@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 import pin_jax
 from input_pipeline.errors import UserError
-from pin_jax import sharding
+from input_pipeline.questions import BoxQuestions
+from pin_jax import sharding, train
 from pin_jax.models.blip2 import BLIP2_FLAN_T5_XL, BLIP2_OPT_2_7B, BLIP2_OPT_6_7B
 from pin_jax.vlm import flatten
 from pin_jax.weights import blip2, files
@@ -52,6 +53,31 @@ def test_apply(folder):
     image = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
     theirs = vlm.processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     np.testing.assert_allclose(vlm.pixels(jnp.asarray(image)), theirs, atol=1e-5)
+
+
+def test_training_texts(folder):
+    """What the model reads and what counts: one text for OPT, two for T5."""
+    vlm, _ = pin_jax.load_vlm(folder)
+    questions = BoxQuestions(vlm.tokenizer, vlm.codec, 2, 24, vlm.frame)
+    record = {"said": ["cat"], "cells": np.array([[1, 2, 3, 4]]), "image": np.zeros((2, 2, 3))}
+    out = questions.random_map(record, np.random.default_rng(0))
+    image, end = vlm.model.config.image_token, vlm.model.config.end_token
+    assert vlm.tokenizer.convert_ids_to_tokens(end) == "</s>"
+    answer = "labels" if vlm.frame.apart else "ids"
+    counted = out[answer][0][out["target"][0] > 0]
+    assert vlm.tokenizer.decode(counted).startswith(" [2,4,8,10]") and counted[-1] == end
+    assert (out["ids"][0] == image).sum() == tiny_blip2.QUERIES and not (out["ids"][1] == image).any()
+    read = vlm.tokenizer.decode(out["ids"][0], skip_special_tokens=True)
+    assert read == "In the image is a cat located at" + ("" if vlm.frame.apart else " [2,4,8,10]")
+    texts = vlm.read(np.stack([counted, counted]))
+    box, parsed = vlm.codec.decode(texts[0])
+    assert parsed and box.tolist() == [2, 4, 8, 10]
+    with pytest.raises(ValueError, match="config.text_length"):
+        BoxQuestions(vlm.tokenizer, vlm.codec, 2, 8, vlm.frame).random_map(record, np.random.default_rng(0))
+    shapes = train.batch_shapes(tiny_blip2.config_for(folder), vlm, len(questions._encode(vlm.frame.front)))
+    for key, value in out.items():
+        if key != "image":
+            assert shapes[key].shape[2] == value.shape[1], key
 
 
 def test_shards_and_dtypes(folder, tmp_path):

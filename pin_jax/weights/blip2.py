@@ -255,4 +255,7 @@ def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
         raise UserError(f"{folder}: tokenizer or image processor cannot be read ({error})") from error
     if tokenizer.convert_tokens_to_ids("<image>") != model.config.image_token:  # files from before it was a token
         tokenizer.add_tokens("<image>", special_tokens=True)
+    # Box texts end with `</s>`; for captions the published generation configs stop OPT at a newline.
+    end = tokenizer.convert_tokens_to_ids(around.tail)
+    model = Blip2(dataclasses.replace(model.config, end_token=end))
     return Published(model, files.Tensors(folder), table(model.config), dtypes, tokenizer, processor, around)
