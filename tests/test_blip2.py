@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import split
+from conftest import GOLDEN, split
 from tiny import run
 
+from input_pipeline.errors import UserError
 from pin_jax import decode
-from pin_jax.models.blip2 import BLIP2_FLAN_T5_XL, BLIP2_OPT_2_7B, BLIP2_OPT_6_7B, Blip2
+from pin_jax.models.blip2 import PRESETS, Blip2, Blip2Config
 from pin_jax.models.interface import Inserts
 from pin_jax.vlm import skeleton
+from pin_jax.weights import convert as converter
 from pin_jax.weights.blip2 import config_of, table
-from pin_jax.weights.convert import convert
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 NAMES = ("blip2_opt", "blip2_t5")
@@ -93,7 +95,7 @@ def build(name, weights, arrays) -> Reference:
     config = config_of(json.loads(str(arrays["config"])))
     config = dataclasses.replace(config, end_token=END[name])
     model = Blip2(config)
-    params = convert(weights, table(config), skeleton(model))
+    params = converter.convert(weights, table(config), skeleton(model))
     return Reference(name, model, jax.device_put(params), arrays)
 
 
@@ -242,10 +244,41 @@ def test_bfloat16_stays_close(reference):
     np.testing.assert_allclose(np.asarray(out)[seen], expected[seen], atol=0.1 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(
-    ("config", "count"),
-    [(BLIP2_OPT_2_7B, 3_744_761_856), (BLIP2_OPT_6_7B, 7_752_869_376), (BLIP2_FLAN_T5_XL, 3_942_446_592)],
-)
-def test_published_sizes(config, count):
-    assert sum(leaf.size for leaf in jax.tree.leaves(skeleton(Blip2(config)))) == count
+def fits(names: dict[str, list[int]], config: Blip2Config, monkeypatch) -> None:
+    """Every tensor finds its place and every place its tensor, by shapes alone: nothing is allocated."""
+
+    class Shapes(dict):
+        def __getitem__(self, key):
+            return np.broadcast_to(np.zeros((), np.float32), super().__getitem__(key))
+
+    def take(self, array, layer, part, parts):
+        self.layered, self.parts = layer is not None, parts
+
+    monkeypatch.setattr(converter._Filled, "fill", take)
+    converter.convert(Shapes(names), table(config), skeleton(Blip2(config)))
+
+
+COUNTS = {
+    "Salesforce/blip2-opt-2.7b": 3_744_761_856,
+    "Salesforce/blip2-opt-6.7b": 7_752_869_376,
+    "Salesforce/blip2-flan-t5-xl": 3_942_446_592,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_models(name, monkeypatch):
+    config, names = PRESETS[name], json.loads((GOLDEN / "blip2_names.json").read_text())[name]
+    assert sum(leaf.size for leaf in jax.tree.leaves(skeleton(Blip2(config)))) == COUNTS[name]
+    assert sum(math.prod(shape) for shape in names.values()) == COUNTS[name]
     assert config.media_tokens == 257 and config.vision.width == 1408
+    fits(names, config, monkeypatch)
+    with pytest.raises(UserError, match="qformer/queries"):
+        fits({k: v for k, v in names.items() if k != "query_tokens"}, config, monkeypatch)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_names_of_live_transformers(name):
+    from golden.make_blip2 import published
+
+    assert published(name) == json.loads((GOLDEN / "blip2_names.json").read_text())[name]

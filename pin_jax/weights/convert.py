@@ -116,7 +116,7 @@ class _Filled:
             self.value = _put(array, self.sharding)
         else:
             if self.value is None:
-                self.value = jax.jit(lambda: jnp.zeros(self.spec.shape, self.spec.dtype), out_shardings=self.sharding)()
+                self.value = _zeros(self.spec.shape, np.dtype(self.spec.dtype), self.sharding)()
             axes = [*self.sharding.spec, *[None] * array.ndim][: array.ndim]
             # An axis that is written in pieces is not split in the piece.
             whole = [None if n < m else axis for axis, n, m in zip(axes, array.shape, self.spec.shape, strict=True)]
@@ -138,6 +138,11 @@ class _Filled:
 def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A host array, the same on every process, as a global one; each device gets its shard alone."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+@functools.lru_cache
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, out: NamedSharding):
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=out)
 
 
 @functools.lru_cache
@@ -168,7 +173,7 @@ def convert(
       source: what the error calls the tensors, a path for instance.
       shardings: tree of `NamedSharding`. Each tensor then goes to its devices as soon as it is read, so that the host
         never holds more than one.
-      record: called with the place and the values of every tensor, before they are cast.
+      record: called with the place and the values of every tensor, as the file has them.
 
     Returns:
       The skeleton's tree with arrays of its shapes and dtypes: numpy arrays, to be put on a device before use, or
@@ -204,7 +209,8 @@ def convert(
             continue
         part = rule.parts.index(groups["part"]) if rule.parts else None
         slot, place = slots[target], (layer or 0, part or 0)
-        array = rule.transform(np.asarray(tensors[key]))
+        stored = np.asarray(tensors[key])
+        array = rule.transform(stored)
         problem = slot.problem(array, layer, part, rule.parts)
         if problem is None and place in slot.filled:
             first = slot.filled[place]
@@ -213,7 +219,7 @@ def convert(
             if not np.array_equal(other.astype(dtype), array.astype(dtype)):
                 problem = "differs from another tensor of the file that stands for the same parameter"
         elif problem is None:
-            record(f"{target} {place}", array)
+            record(f"{target} {place}", stored)
             slot.fill(array, layer, part, rule.parts)
             slot.filled[place] = key
         if problem:

@@ -30,6 +30,33 @@ NAMES = ("blip2_opt", "blip2_t5")
 END = {"blip2_opt": 45, "blip2_t5": 8}  # tokens that some beams write
 
 
+# What the published config.json files say of their language models; the rest are transformers' defaults.
+PUBLISHED = {
+    "Salesforce/blip2-opt-2.7b": {
+        "model_type": "opt", "vocab_size": 50304, "hidden_size": 2560, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "ffn_dim": 10240, "word_embed_proj_dim": 2560,
+    },
+    "Salesforce/blip2-opt-6.7b": {
+        "model_type": "opt", "vocab_size": 50304, "hidden_size": 4096, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "ffn_dim": 16384, "word_embed_proj_dim": 4096,
+    },
+    "Salesforce/blip2-flan-t5-xl": {
+        "model_type": "t5", "vocab_size": 32128, "d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32,
+        "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+
+def published(name: str) -> dict[str, list[int]]:
+    """Names and shapes of the parameters of a published model, built without memory; ties counted once."""
+    with torch.device("meta"):
+        model = transformers.Blip2ForConditionalGeneration(transformers.Blip2Config(text_config=PUBLISHED[name]))
+        if PUBLISHED[name]["model_type"] == "t5":  # see `build`
+            head = model.language_model.lm_head
+            head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
+    return {key: list(value.shape) for key, value in model.named_parameters()}
+
+
 def build(name: str, generator: torch.Generator) -> transformers.Blip2ForConditionalGeneration:
     """A tiny BLIP-2 with every weight moved."""
     config = transformers.Blip2Config(
@@ -132,3 +159,6 @@ if __name__ == "__main__":
         print(path.name, path.stat().st_size, made["out/loss"])
         for key in ("out/greedy", "out/beams-1", "out/beams1"):
             print(key, made[key].tolist())
+    path = pathlib.Path(__file__).with_name("blip2_names.json")
+    path.write_text(json.dumps({name: published(name) for name in PUBLISHED}, indent=0) + "\n", "utf-8")
+    print(path.name, path.stat().st_size)
