@@ -16,6 +16,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -122,8 +123,11 @@ def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.n
         held[0], loss = step(held[0], params, device)
         return loss.block_until_ready()
 
-    out = {"parameters": count(params), "flops_per_sample": work / rows}
-    out["train_samples_per_second"] = rate(one_step, rows, options.seconds)
+    out = {"device": jax.devices()[0].device_kind, "parameters": count(params), "flops_per_sample": work / rows}
+    out["matmul_flops_per_second"] = matmul_peak(options.dtype, min(options.seconds, 5))
+    out["train_samples_per_second"] = samples = rate(one_step, rows, options.seconds)
+    out["train_mfu"] = samples * work / rows / out["matmul_flops_per_second"]
+    out["hours_for_150000_steps_of_64"] = 150_000 * 64 / samples / 3600
     vision = vlm._encode(params, device["image"])[:, None]
     prompt = jax.device_put(batch["ids"][:, :-10])
     inserts = method.inserts(held[0].trainable)
@@ -222,6 +226,9 @@ def torchs(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np
     return out
 
 
+PARTS = {"ours": ours, "torch": torchs}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="mid")
@@ -232,25 +239,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="for each measurement")
     parser.add_argument("--peer", choices=("torch", "none"), default="torch")
     parser.add_argument("--out", default="")
+    parser.add_argument("--part", choices=PARTS, help="one of the two alone, printed as JSON")
     options = parser.parse_args()
     config = MODELS[options.model]
     batch = inputs(config, options.batch, options.length)
-    result: dict[str, Any] = {"settings": vars(options), "device": jax.devices()[0].device_kind}
-    result["matmul_flops_per_second"] = matmul_peak(options.dtype, min(options.seconds, 5))
-    result["this project"] = mine = ours(config, options, batch)
-    mfu = mine["flops_per_sample"] * mine["train_samples_per_second"] / result["matmul_flops_per_second"]
-    mine["train_mfu"] = mfu
-    mine["hours_for_150000_steps_of_64"] = 150_000 * 64 / mine["train_samples_per_second"] / 3600
-    print(json.dumps(mine, indent=1), flush=True)
-    if options.peer == "torch":
-        if importlib.util.find_spec("torch") is None:
-            print("torch is not installed: no peer")
-        else:
-            for array in jax.live_arrays():  # the peer needs the memory
-                array.delete()
-            result["transformers, torch"] = peer = torchs(config, options, batch)
-            result["ratio"] = {k: mine[k] / v for k, v in peer.items()}
-            print(json.dumps({"peer": peer, "ratio": result["ratio"]}, indent=1))
+    if options.part:
+        print(json.dumps(PARTS[options.part](config, options, batch)))
+        return
+    names = ["ours"] + ["torch"] * (options.peer == "torch")
+    if "torch" in names and importlib.util.find_spec("torch") is None:
+        print("torch is not installed: no peer")
+        names.remove("torch")
+    result: dict[str, Any] = {"settings": {k: v for k, v in vars(options).items() if k not in ("out", "part")}}
+    for name in names:  # each in a process of its own: the other would keep the device's memory
+        command = [sys.executable, __file__, *sys.argv[1:], "--part", name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        result[name] = json.loads(done.stdout.splitlines()[-1])
+        print(name, json.dumps(result[name], indent=1), flush=True)
+    if "torch" in names:
+        result["ratio"] = {key: result["ours"][key] / value for key, value in result["torch"].items()}
+        print("ratio", json.dumps(result["ratio"], indent=1))
     if options.out:
         result["date"] = time.strftime("%Y-%m-%d")
         pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -7,6 +7,7 @@ machine with a CPU. Nothing is run and no weights are read.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from pin_jax.vlm import VLM, count, skeleton
 from pin_jax.weights import published
 
 EFFICIENCY = 0.5  # of the peak, that large matrix products reach within a whole step
-MOST_DEVICES = 256
+MOST_CHIPS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +54,14 @@ def topology(name: str) -> tuple[list[Any], Chip]:
     """The devices of a TPU slice, `v5e:4x4` for instance, and what each of them can do.
 
     Raises:
-      UserError: an unknown slice, one of over 256 devices, or no libtpu.
+      UserError: an unknown slice, one of over 256 chips, or no libtpu.
     """
     match = re.fullmatch(r"(v\w+):(\d+(?:x\d+){1,2})", name)
     if not match or match[1] not in CHIPS:
         raise UserError(f"config.topology {name!r}: expected CHIP:AxB or CHIP:AxBxC, CHIP of {', '.join(CHIPS)}")
+    chips = math.prod(int(n) for n in match[2].split("x"))
+    if not 1 <= chips <= MOST_CHIPS:
+        raise UserError(f"config.topology {name!r} has {chips} chips; from 1 to {MOST_CHIPS} are compiled for")
     # No TPU is opened, so neither its lock nor the metadata of a cloud machine matters.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -66,11 +70,8 @@ def topology(name: str) -> tuple[list[Any], Chip]:
     try:
         devices = list(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
     except Exception as error:  # the plug-in raises many kinds
-        hint = "" if "libtpu" not in str(error) else "; pip install libtpu"
+        hint = "" if importlib.util.find_spec("libtpu") else "; pip install libtpu"
         raise UserError(f"config.topology {name!r}: libtpu cannot describe it ({str(error)[:200]}){hint}") from error
-    if len(devices) > MOST_DEVICES:
-        raise UserError(f"config.topology {name!r} has {len(devices)} devices; at most {MOST_DEVICES} are compiled for")
-    chips = math.prod(int(n) for n in match[2].split("x"))
     share = chips / len(devices)  # a v4 chip shows as two devices
     chip = CHIPS[match[1]]
     return devices, Chip(*(value * share for value in dataclasses.astuple(chip)))

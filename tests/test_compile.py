@@ -62,7 +62,7 @@ def test_operations_of_a_tower_by_hand():
     assert flops.count(model.apply, params, pixels) == expected
 
 
-@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2", "v5e:ax2", "v5e:2x2x2x2"])
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2", "v5e:ax2", "v5e:2x2x2x2", "v6e:32x16"])
 def test_slices_that_do_not_exist(name):
     with pytest.raises(UserError, match="config.topology"):
         compiling.topology(name)
