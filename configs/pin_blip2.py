@@ -43,4 +43,5 @@ def get_config(variant: str = "opt-2.7b") -> ConfigDict:
 
     # run=compile: a TPU slice, and the global batch on it.
     config.topology = "v5e:4x4"
+    config.compile_steps = ("train", "decode")
     return config

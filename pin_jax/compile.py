@@ -81,18 +81,23 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Compiles both steps, prints what they take, and writes results.json."""
     devices, chip = topology(config.topology)
     mesh = sharding.make_mesh(config.mesh, config.batch_size, devices)
-    results = {}
-    for name, work in (("compile", train_step), ("compile_decode", decode_step)):
-        results[name] = work(config, mesh, chip)
-        rows = {k: f"{v:,.3f}" if isinstance(v, float) else f"{v:,}" for k, v in results[name].items()}
-        reporting.plan(f"{name}: {config.vlm} on {config.topology}, mesh {dict(mesh.shape)}", rows)
-        largest = results[name]["hbm_per_device_bytes"]
+    results = {"config": json.loads(config.to_json_best_effort()), "versions": reporting.versions()}
+    for name, key in (("train", "compile"), ("decode", "compile_decode")):
+        if name not in config.compile_steps:
+            continue
+        results[key] = {"train": train_step, "decode": decode_step}[name](config, mesh, chip)
+        reporting.write_json(workdir / "results.json", results)
+        reporting.plan(f"{name} step of {config.vlm} on {config.topology}", _table(results[key]))
+        largest = results[key]["hbm_per_device_bytes"]
         if largest > chip.hbm:
             reporting.say(f"does NOT fit: {largest / 2**30:.1f} GiB a device, of {chip.hbm / 2**30:.0f}")
-    extra = {"config": json.loads(config.to_json_best_effort()), "versions": reporting.versions()}
-    reporting.write_json(workdir / "results.json", results | extra)
     reporting.say(f"wrote {workdir / 'results.json'}")
     return results
+
+
+def _table(row: dict[str, Any]) -> dict[str, str]:
+    formats = {int: "{:,}", float: "{:,.3f}"}
+    return {key: formats.get(type(value), "{}").format(value) for key, value in row.items()}
 
 
 def _placed(tree: Any, places: Any) -> Any:
