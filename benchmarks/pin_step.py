@@ -101,6 +101,7 @@ def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.n
     """This project's numbers."""
     dtype = None if options.dtype == "float32" else options.dtype
     parts = {name: dataclasses.replace(getattr(config, name), dtype=dtype) for name in ("vision", "qformer", "lm")}
+    parts["vision"] = dataclasses.replace(parts["vision"], attention=options.attention)
     for name in ("qformer", "lm"):
         parts[name] = dataclasses.replace(parts[name], remat=options.remat)
     model = Blip2(dataclasses.replace(config, **parts))
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=24, help="tokens of a text behind the image's own")
     parser.add_argument("--remat", choices=("none", "full", "dots"), default="none")
+    parser.add_argument("--attention", choices=("xla", "cudnn"), default="xla", help="of the vision encoder")
     parser.add_argument("--seconds", type=float, default=20, help="for each measurement")
     parser.add_argument("--peer", choices=("torch", "none"), default="torch")
     parser.add_argument("--out", default="")

@@ -20,7 +20,7 @@ def get_config(variant: str = "opt-2.7b") -> ConfigDict:
     config = pin_flamingo.get_config("tiny")
     config.vlm = f"Salesforce/blip2-{variant}"
     config.dtype = "bfloat16"  # published: each part as its makers ran it
-    config.remat = "full"
+    config.remat = "full"  # none is faster where memory allows
 
     # Data as published; give folders of cut-outs and backgrounds (docs/data.md).
     config.scenes.update({"smallest": (5, 3, 2), "crop": 1.0})

@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.run == "predict":
         _check_predict(config)
     mesh = sharding.make_mesh(config.mesh, config.batch_size if config.run == "train" else 0)
-    vlm, _ = load_vlm(config.vlm, config.dtype, mesh, sharding.rules(config.rules), config.remat)
+    vlm, _ = load_vlm(config.vlm, config.dtype, mesh, sharding.rules(config.rules), config.remat, config.attention)
     _make(workdir)
     if config.run == "predict":
         predict(config, workdir, vlm)

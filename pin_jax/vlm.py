@@ -26,6 +26,7 @@ from input_pipeline.boxes import BoxCodec
 from input_pipeline.errors import UserError
 from input_pipeline.prompts import Frame
 from pin_jax import sharding
+from pin_jax.models import layers
 from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.interface import Inserts
@@ -272,6 +273,7 @@ def load_vlm(
     mesh: Mesh | None = None,
     rules: sharding.Rules = sharding.RULES,
     remat: str = "none",
+    attention: str = "xla",
     grid: int = 16,
 ) -> tuple[VLM, Any]:
     """Reads a VLM: a small one of this project, or published weights in their own layout.
@@ -284,6 +286,7 @@ def load_vlm(
         it, or a mapping from part to dtype. A small VLM's weights stay float32.
       mesh: from `sharding.make_mesh`; one device by default. rules: see `sharding.shardings`.
       remat: what the backward pass computes again, a key of `layers.REMAT`.
+      attention: of the vision encoder, a key of `layers.ATTENTION`.
       grid: cells along a side of the image, of published VLMs' box text.
 
     Returns:
@@ -295,15 +298,20 @@ def load_vlm(
     names = ("float32", "bfloat16", "float16", "published")
     if isinstance(dtype, str) and dtype not in names:
         raise UserError(f"config.dtype {dtype!r}: expected one of {', '.join(names)}")
+    for name, value, known in (("remat", remat, layers.REMAT), ("attention", attention, layers.ATTENTION)):
+        if value not in known:
+            raise UserError(f"config.{name} {value!r}: expected one of {', '.join(known)}")
     mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     folder = files.resolve(source)
     reader = published.reader(folder)
     if reader is None:
+        if (remat, attention) != ("none", "xla"):
+            raise UserError(f"config.remat {remat!r}, config.attention {attention!r}: of published models only")
         vlm = load(folder, None if dtype in ("float32", "published") else dtype)
         params = sharding.place(vlm.params, sharding.shardings(vlm.params, mesh, rules))
         vlm = dataclasses.replace(vlm, params=params, mesh=mesh)
         return vlm, params
-    found = reader.read(folder, dtype, remat=remat)
+    found = reader.read(folder, dtype, remat=remat, attention=attention)
     shapes = skeleton(found.model, found.dtypes)
     digest = Digest()
     params = convert(found.tensors, found.table, shapes, str(source), sharding.shardings(shapes, mesh, rules), digest)

@@ -34,6 +34,7 @@ class ViTConfig:
       stem_width: 0 for one linear patch embedding; else the patch is embedded in two steps, 2 x 2 sub-patches of
         this width first (used by the small models only).
       dtype: of the computation; parameters keep their own.
+      attention: key of `layers.ATTENTION`, where the caller passes no function of its own.
       unroll, remat: see `layers.scan`.
     """
 
@@ -52,8 +53,9 @@ class ViTConfig:
     antialias: bool = True
     stem_width: int = 0
     dtype: Any = None
+    attention: str = "xla"
     unroll: bool = False
-    remat: bool = False
+    remat: bool | str = False
 
     @property
     def grid(self) -> int:
@@ -139,7 +141,7 @@ class ViT(nn.Module):
     def __call__(
         self,
         pixels: jax.Array,
-        attention_fn: AttentionFn = layers.attention,
+        attention_fn: AttentionFn | None = None,
         extra_tokens: jax.Array | None = None,
         keep: jax.Array | None = None,
     ) -> jax.Array:
@@ -147,11 +149,12 @@ class ViT(nn.Module):
 
         Args:
           pixels: float[B, H, W, 3]; H and W multiples of the patch. Positions are resized to fit.
-          attention_fn: called as attention_fn(q, k, v, context=...), float[B, N, H, d] each.
+          attention_fn: called as attention_fn(q, k, v, context=...), float[B, N, H, d] each; the config's by default.
           keep: int[K], the patches (row by row) that are processed at all, for cheaper training; all by default.
           extra_tokens: float[P, D], put after the class token and the first norm (VPT on phi_V).
         """
         config = self.config
+        attention_fn = attention_fn or layers.ATTENTION[config.attention]
         if pixels.shape[1] % config.patch or pixels.shape[2] % config.patch:
             raise ValueError(f"image {pixels.shape[1:3]} is not a multiple of the patch {config.patch}; resize it")
         dense = functools.partial(layers.dense, dtype=config.dtype)

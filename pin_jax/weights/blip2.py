@@ -53,11 +53,14 @@ def recognises(folder: pathlib.Path) -> bool:
     return path.is_file() and files.read_json(path).get("model_type") == "blip-2"
 
 
-def config_of(meta: Mapping[str, Any], dtypes: Mapping[str, Any] | None = None, **fields: Any) -> Blip2Config:
+def config_of(
+    meta: Mapping[str, Any], dtypes: Mapping[str, Any] | None = None, attention: str = "xla", **fields: Any
+) -> Blip2Config:
     """A `config.json`, pruned or not -> our config.
 
     Args:
       meta: the file. dtypes: of the computation, by part (`PARTS`).
+      attention: of the vision encoder, see `ViTConfig`.
       **fields: of the Q-Former and the language model: unroll, remat.
 
     Raises:
@@ -106,7 +109,7 @@ def config_of(meta: Mapping[str, Any], dtypes: Mapping[str, Any] | None = None, 
         image_size=vision["image_size"], patch=vision["patch_size"], width=vision["hidden_size"],
         depth=vision["num_hidden_layers"], heads=vision["num_attention_heads"], mlp=vision["intermediate_size"],
         act=_ACTIVATIONS[vision["hidden_act"]], eps=vision["layer_norm_eps"], patch_bias=True, pre_norm=False,
-        antialias=False, dtype=dtypes.get("vision"), unroll=fields.get("unroll", False),
+        antialias=False, dtype=dtypes.get("vision"), attention=attention, unroll=fields.get("unroll", False),
     )  # fmt: skip
     queries = QFormerConfig(
         queries=meta.get("num_query_tokens", 32), width=qformer["hidden_size"], depth=qformer["num_hidden_layers"],
@@ -220,19 +223,22 @@ def _dtypes(dtype: Any, kind: str) -> dict[str, Any]:
     return dtypes
 
 
-def architecture(source: str, dtype: Any, **fields: Any) -> tuple[Blip2, dict[str, Any], Frame] | None:
+def architecture(
+    source: str, dtype: Any, attention: str = "xla", **fields: Any
+) -> tuple[Blip2, dict[str, Any], Frame] | None:
     """A published BLIP-2 by name or folder, without its weights; see `published.architecture`."""
     if source in PRESETS:
         config = PRESETS[source]
         dtypes = _dtypes(dtype, "t5" if isinstance(config.lm, T5Config) else "opt")
         parts = {name: dataclasses.replace(getattr(config, name), dtype=dtypes[name]) for name in PARTS}
+        parts["vision"] = dataclasses.replace(parts["vision"], attention=attention)
         for name in ("qformer", "lm"):
             parts[name] = dataclasses.replace(parts[name], **fields)
         config = dataclasses.replace(config, **parts)
     elif recognises(pathlib.Path(source)):
         meta = files.read_json(pathlib.Path(source) / "config.json")
         dtypes = _dtypes(dtype, meta.get("text_config", {}).get("model_type", "opt"))
-        config = config_of(meta, dtypes, **fields)
+        config = config_of(meta, dtypes, attention, **fields)
     else:
         return None
     return Blip2(config), dtypes | {"projection": dtypes["lm"]}, frame(config)

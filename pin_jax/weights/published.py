@@ -1,8 +1,8 @@
 """Published VLMs: what a folder of weights is read into, and which module reads which layout.
 
-A reader is a module with `recognises(folder) -> bool`, `read(folder, dtype, remat=...) -> Published`, and, for runs
-that need no weights, `architecture(source, dtype, remat=...) -> (model, dtypes of its parts, Frame) | None`. A new
-layout is a new entry of `READERS`.
+A reader is a module with `recognises(folder) -> bool`, `read(folder, dtype, remat=..., attention=...) -> Published`,
+and, for runs without weights, `architecture(source, dtype, remat=...) -> (model, dtypes of its parts, Frame) | None`.
+A new layout is a new entry of `READERS`.
 """
 
 from __future__ import annotations
