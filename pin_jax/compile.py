@@ -88,9 +88,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         results[key] = {"train": train_step, "decode": decode_step}[name](config, mesh, chip)
         reporting.write_json(workdir / "results.json", results)
         reporting.plan(f"{name} step of {config.vlm} on {config.topology}", _table(results[key]))
-        largest = results[key]["hbm_per_device_bytes"]
-        if largest > chip.hbm:
-            reporting.say(f"does NOT fit: {largest / 2**30:.1f} GiB a device, of {chip.hbm / 2**30:.0f}")
+        if not results[key]["fits"]:
+            needs = results[key]["hbm_per_device_bytes"] / 2**30
+            reporting.say(
+                f"does NOT fit: {needs:.1f} GiB a device, of {chip.hbm / 2**30:.0f}; take a larger slice with more"
+                " config.mesh.fsdp, a smaller config.batch_size, or config.remat=full"
+            )
     reporting.say(f"wrote {workdir / 'results.json'}")
     return results
 
@@ -131,11 +134,17 @@ def _report(
     The estimate is the longest of three times that overlap: products at half the peak, reading the weights, and
     gathering them over `fsdp`; each is `passes` times the weights.
     """
-    compiled = lowered.compile()
+    try:
+        memory = lowered.compile().memory_analysis()
+        hbm = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        hbm += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
+        fits = hbm <= chip.hbm
+    except jax.errors.JaxRuntimeError as error:  # XLA gives up on what does not fit
+        used = re.search(r"Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm", str(error))
+        if used is None:
+            raise
+        hbm, fits = float(used[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[used[2]], False
     seconds = time.monotonic() - begin
-    memory = compiled.memory_analysis()
-    hbm = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    hbm += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
     places = sharding.shardings(shapes, mesh, sharding.rules(config.rules))
     held = sharding.bytes_per_device(shapes, places)
     fsdp = mesh.shape["fsdp"]
@@ -149,6 +158,7 @@ def _report(
         "params": count(shapes),
         "global_batch": rows,
         "hbm_per_device_bytes": int(hbm),
+        "fits": fits,
         "frozen_per_device_bytes": int(held),
         "flops_per_step": int(model_flops),
         "executed_flops_per_step": int(executed),
