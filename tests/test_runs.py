@@ -121,7 +121,12 @@ def refused(config, workdir, *words):
 
 def test_bad_requests_are_one_line(folder, trained, tmp_path):
     refused(config_for(folder, run="trian"), tmp_path, "trian", "train")
-    refused(config_for(tmp_path / "nowhere"), tmp_path, "nowhere", "config.json")
+    refused(config_for(tmp_path / "nowhere"), tmp_path, "nowhere", "no such folder")
+    (tmp_path / "empty").mkdir()
+    refused(config_for(tmp_path / "empty"), tmp_path, "empty", "config.json")
+    refused(config_for(folder, dtype="int8"), tmp_path, "config.dtype 'int8'", "bfloat16")
+    refused(config_for(folder, remat="some"), tmp_path, "config.remat 'some'", "none, full, dots")
+    refused(config_for(folder, mesh={"data": 3, "fsdp": 1, "tensor": 1}), tmp_path, "config.mesh", "1 devices")
     refused(config_for(folder, run="predict"), tmp_path, "config.image")
     refused(config_for(folder, run="predict", image="no.png", prompts="cat"), tmp_path, "no.png", "no such file")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
