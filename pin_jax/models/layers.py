@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -41,6 +42,22 @@ def attention(
 
 
 NEGATIVE = -1e9  # finite: a row of hidden keys stays a number
+
+
+def extend(cache: jax.Array, new: jax.Array, index: jax.Array | int) -> jax.Array:
+    """Writes keys or values into a decoding cache.
+
+    Args:
+      cache: float[B, S, H, d]. new: float[B, T, H, d].
+      index: where the first of them goes: int[], or int[B] for rows that have come to different places. What would
+        lie beyond S is dropped in the second case, and must not happen in the first.
+    """
+    new = new.astype(cache.dtype)
+    if jnp.ndim(index) == 0:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, index, 1)
+    place = jnp.arange(cache.shape[1]) - index[:, None]  # of each slot among the new ones
+    moved = jnp.take_along_axis(new, place.clip(0, new.shape[1] - 1)[..., None, None], 1)
+    return jnp.where(((place >= 0) & (place < new.shape[1]))[..., None, None], moved, cache)
 
 
 def dense(features: int, use_bias: bool = True, name: str | None = None, dtype: Any = None) -> nn.Dense:
