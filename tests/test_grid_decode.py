@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from configs import pin_flamingo
 from input_pipeline.boxes import BoxCodec, iou
 from input_pipeline.errors import UserError
 from input_pipeline.questions import TAIL
 from pin_jax import box_automaton, decode, evaluate, grid_decode, word_tokenizer
-from pin_jax import vlm as vlm_lib
 from pin_jax.metrics import all_boxes
 from pin_jax.models.flamingo import Flamingo, Inserts
 from pin_jax.models.mpt import MPTConfig
+from pin_jax.vlm import VLM
 
 CODEC = BoxCodec(120, 4)  # 0, 30, 60, 90, 120: 100 boxes
 VOCAB = 320
@@ -236,7 +236,7 @@ def test_expected_iou_is_the_best_of_all_boxes():
     boxes = np.asarray(automaton.boxes)
     rng = np.random.default_rng(0)
     found = np.stack([rng.choice(100, 20, replace=False) for _ in range(3)])
-    log_p = np.log(rng.dirichlet(np.full(20, 0.3), 3)).astype(np.float32) - 1.0
+    log_p = np.log(rng.dirichlet(np.full(20, 5.0), 3)).astype(np.float32) - 1.0
     log_p[:, -5:] = grid_decode.NEGATIVE
     best, value = grid_decode.best_expected(automaton.spans, automaton.boxes[found], jnp.asarray(log_p))
     weights = np.exp(log_p) / np.exp(log_p).sum(1, keepdims=True)
@@ -272,8 +272,7 @@ def test_steps_of_different_lengths_are_the_whole_forward_pass():
     rows = [[*ids[0].tolist(), 7, 8], [*ids[1].tolist(), 7, 8]]
 
     def whole():
-        long = max(map(len, rows))
-        padded = jnp.array([[PAD] * (long - len(row)) + row for row in rows])
+        padded = jnp.array([[PAD] * (10 - len(row)) + row for row in rows])
         return tiny.run(model)(params, None, padded, padded != PAD, vision=vision)[:, -1]
 
     np.testing.assert_allclose(logits, whole(), atol=1e-5)
@@ -284,18 +283,23 @@ def test_steps_of_different_lengths_are_the_whole_forward_pass():
 
 
 @pytest.fixture(scope="module")
-def random_vlm(tmp_path_factory):
-    return vlm_lib.load(small.write_vlm(tmp_path_factory.mktemp("vlm")))
+def random_vlm():
+    """A VLM with random weights and the small model's way with words."""
+    model, params, *_ = asked()
+    codec = BoxCodec(160, 16)
+    tokenizer = word_tokenizer.build(["cat", "dog", "owl"], codec)
+    image, pad = tokenizer.convert_tokens_to_ids(["<image>", "<pad>"])
+    model = Flamingo(dataclasses.replace(model.config, image_token=image, pad_token=pad))
+    return VLM(model, params, tokenizer, codec, (0, 0, 0), (1, 1, 1), "")
 
 
 @pytest.mark.parametrize("decoder", grid_decode.DECODERS)
 def test_every_answer_parses(random_vlm, decoder):
-    config = small.config_for("", eval={"decoder": decoder, "batch_size": 4}).eval
-    vision = np.asarray(
-        random_vlm.encode(np.zeros((2, 160, 160, 3), np.uint8) + np.array([9, 200])[:, None, None, None])
-    )
-    where = [(i, name) for i in range(2) for name in random_vlm.names[:3]]
-    answers = evaluate.locate(random_vlm, vision, where, Inserts(), config, "asking")
+    options = pin_flamingo.get_config("tiny").eval
+    options.update({"decoder": decoder, "batch_size": 4})
+    vision = np.random.default_rng(0).standard_normal((2, 4, 16)).astype(np.float32)
+    where = [(i, name) for i in range(2) for name in ("cat", "dog", "owl")]
+    answers = evaluate.locate(random_vlm, vision, where, Inserts(), options, "asking")
     assert len(answers) == 6
     for answer in answers:
         box, parsed = random_vlm.codec.decode(answer.text)
@@ -310,7 +314,8 @@ def test_grid_of_the_small_model(random_vlm):
 
 
 def test_refusals(random_vlm):
-    config = small.config_for("", eval={"decoder": "grid"}).eval
+    config = pin_flamingo.get_config("tiny").eval
+    config.decoder = "grid"
     with pytest.raises(UserError, match="config.eval.decoder 'grid'.*expected_iou"):
         evaluate.locate(random_vlm, np.zeros((1, 1, 1)), [(0, "cat")], Inserts(), config, "asking")
     with pytest.raises(UserError, match="different boxes become the same tokens"):
