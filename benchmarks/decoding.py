@@ -2,9 +2,11 @@
 
   python benchmarks/decoding.py [--vlm assets/tiny_flamingo] [--out docs/results/decoding_tiny.json]
 
-The scenes are those of the evaluation: names and backgrounds that neither insert nor VLM has seen. Questions a second are
-those of decoding alone, vision features at hand, the best pass of some, in turns; 3 beams over text, as published, are
-the peer. `score` is the mean of what the decoder itself says of its boxes: their probability, or their expected IoU.
+The scenes are those of the evaluation: names and backgrounds that neither insert nor VLM has seen. Times are of
+decoding alone, vision features at hand: the best pass of some, the decoders in turns. Questions a second are by the
+clock; CPU milliseconds a question are fairer where the machine is busy with other work. 3 beams over text, as
+published, are the peer. `score` is the mean of what the decoder itself says of its boxes: their probability, or their
+expected IoU.
 """
 
 from __future__ import annotations
@@ -29,9 +31,7 @@ DECODERS = {
     "3 beams": {"decoder": "beam"},
     "grid greedy": {"decoder": "grid_greedy"},
     "grid, 3 beams": {"decoder": "grid_beam"},
-    "grid, 16 beams": {"decoder": "grid_beam", "beams": 16},
     "expected IoU, 4": {"decoder": "expected_iou", "candidates": 4},
-    "expected IoU, 8": {"decoder": "expected_iou", "candidates": 8},
     "expected IoU, 16": {"decoder": "expected_iou"},
 }
 PEER = "3 beams"
@@ -62,15 +62,16 @@ def main() -> None:
         return evaluate.locate(vlm, vision, questions, inserts, settings, name)
 
     reporting.console.quiet = True
-    seconds = dict.fromkeys(DECODERS, np.inf)
+    seconds, cpu = dict.fromkeys(DECODERS, np.inf), dict.fromkeys(DECODERS, np.inf)
     rows = {}
     for name in DECODERS:
         answer(name, where[:1])  # compiles
     for _ in range(options.repeats):
         for name in DECODERS:
-            begin = time.perf_counter()
+            begin, busy = time.perf_counter(), time.process_time()
             answers = answer(name, where)
             seconds[name] = min(seconds[name], time.perf_counter() - begin)
+            cpu[name] = min(cpu[name], time.process_time() - busy)
             boxes, parsed = np.stack([a.box for a in answers]), np.array([a.parsed for a in answers])
             score = metrics.summary(boxes, true, others, parsed, vlm.codec.image_size)
             rows[name] = {key: score[key] for key in ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries")}
@@ -78,18 +79,11 @@ def main() -> None:
                 rows[name]["score"] = float(np.mean([a.score for a in answers]))
     for name, row in rows.items():
         row["questions_per_second"] = len(asked) / seconds[name]
+        row["cpu_ms_per_question"] = 1000 * cpu[name] / len(asked)
         row["speed_against_3_beams"] = seconds[PEER] / seconds[name]
     reporting.console.quiet = False
-    columns = (
-        "questions_per_second",
-        "speed_against_3_beams",
-        "mIoU",
-        "mIoU_M",
-        "mIoU_L",
-        "P@0.5",
-        "unparsed",
-        "score",
-    )
+    columns = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "score")
+    columns += ("questions_per_second", "cpu_ms_per_question", "speed_against_3_beams")
     reporting.results_table(f"{len(asked)} questions about {len(records)} held-out scenes", rows, columns)
     if options.out:
         extra = {
