@@ -14,7 +14,6 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline.boxes import BoxCodec
@@ -130,17 +129,17 @@ def _arrays(states: list[tuple], start: tuple[int, ...], boxes: Any) -> BoxAutom
     lengths = {len(chain) for choices in states for chain, target, _ in choices if target != FINAL} or {1}
     ragged, width, most = len(lengths) > 1, max(lengths), max(map(len, states))
 
-    def table(value, nothing) -> jax.Array:
-        return jnp.array([[value(c) for c in choices] + [nothing] * (most - len(choices)) for choices in states])
+    def table(value, nothing, dtype=np.int32) -> np.ndarray:
+        return np.array([[value(c) for c in choices] + [nothing] * (most - len(choices)) for choices in states], dtype)
 
     return BoxAutomaton(
         chain=table(lambda c: (*c[0], *[0] * (width - len(c[0]))), (0,) * width),
         length=table(lambda c: len(c[0]), 0),
-        allowed=table(lambda c: True, False),
+        allowed=table(lambda c: True, False, bool),
         target=table(lambda c: c[1], FINAL),
         offset=table(lambda c: c[2], 0),
-        boxes=jnp.asarray(boxes),
-        spans=jnp.asarray(np.unique(boxes[:, [0, 2]], axis=0)),
+        boxes=boxes,
+        spans=np.unique(boxes[:, [0, 2]], axis=0),
         start=start,
         initial=len(states) - 1,
         ragged=ragged,

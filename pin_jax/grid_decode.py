@@ -182,6 +182,7 @@ def best_expected(spans: jax.Array, boxes: jax.Array, log_p: jax.Array) -> tuple
     return jax.lax.map(row, (boxes, jax.nn.softmax(jnp.where(log_p > IMPOSSIBLE, log_p, -jnp.inf))))
 
 
+@functools.partial(jax.jit, static_argnames=("vlm", "decoder", "beams"))
 def answer(
     vlm: nn.Module,
     params: Any,
