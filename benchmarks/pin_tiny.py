@@ -28,7 +28,7 @@ from input_pipeline.questions import BoxQuestions  # noqa: E402
 from input_pipeline.scenes import Scenes, scene_config  # noqa: E402
 from pin_jax import decode, evaluate, train  # noqa: E402
 from pin_jax.methods import METHODS  # noqa: E402
-from pin_jax.models.flamingo import Inserts  # noqa: E402
+from pin_jax.models.interface import Inserts  # noqa: E402
 from pin_jax.vlm import load  # noqa: E402
 
 

@@ -22,6 +22,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.method = "pin"
     config.method_options = ConfigDict({"learned": False, "hidden": (512, 768)})
     config.dtype = "float32"  # of the frozen VLM's computation; the insert is float32
+    config.remat = "none"  # what the backward pass computes again: none, full, dots
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # of all devices; -1: those that are left
+    config.rules = ()  # of where frozen weights stand on it, before those of pin_jax/sharding.py
 
     # Data: the published paste recipe, but for the sizes (no object under 5 or 6 cells) and cropped backgrounds.
     config.scenes = ConfigDict(

@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What a VLM wants around prompt and answer, as text; the default is Flamingo's.
+
+    Attributes:
+      front: before the prompt, the image's places among it. between: behind the prompt. tail: behind the answer.
+      apart: prompt and answer are two texts (an encoder-decoder language model) instead of one.
+    """
+
+    front: str = "<image>"
+    between: str = ""
+    tail: str = ".<|endofchunk|>"
+    apart: bool = False
+
+    def prompt(self, text: str) -> str:
+        """What the model goes on from."""
+        return self.front + text + self.between
+
 
 def article(name: str) -> str:
     """`an` before a vowel letter, else `a`."""

@@ -9,10 +9,7 @@ import grain
 import numpy as np
 
 from input_pipeline.boxes import BoxCodec
-from input_pipeline.loader import pad_rows
-from input_pipeline.prompts import split
-
-IMAGE_TAG, TAIL = "<image>", ".<|endofchunk|>"
+from input_pipeline.prompts import Frame, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +19,21 @@ class BoxQuestions(grain.transforms.RandomMap):
     `<image>In the image is a NAME located at [x1,y1,x2,y2].<|endofchunk|>`; only the target counts in the loss.
 
     Returns ids int32[Q, T] (right-padded), target float32[Q, T] (1 where the token counts) and the record's `vision`
-    or `image`. Rows beyond the image's objects are all pads.
+    or `image`. Rows beyond the image's objects are all pads. Where the frame keeps prompt and answer apart, ids hold
+    the prompt, and labels int32[Q, T] the answer, to which target belongs.
 
     Attributes:
       tokenizer: a transformers tokenizer. codec: of boxes.
       questions: Q; with more objects than that, the ones asked are drawn uniformly.
-      length: T.
+      length: T, beyond the image's own tokens.
+      frame: what stands around prompt and answer.
     """
 
     tokenizer: Any
     codec: BoxCodec
     questions: int
     length: int
+    frame: Frame = Frame()
     _known: dict[str, list[int]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def _encode(self, text: str) -> list[int]:
@@ -44,20 +44,26 @@ class BoxQuestions(grain.transforms.RandomMap):
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         asked = rng.permutation(len(record["said"]))[: self.questions]
-        ids = np.full((self.questions, self.length), self.tokenizer.pad_token_id, np.int32)
-        target = np.zeros((self.questions, self.length), np.float32)
+        pad, frame = self.tokenizer.pad_token_id, self.frame
+        room = self.length + max(0, len(self._encode(frame.front)) - 1)
+        out = {"ids": np.full((self.questions, room), pad, np.int32)}
+        if frame.apart:
+            out["labels"] = np.full((self.questions, self.length), pad, np.int32)
+        written = out["labels" if frame.apart else "ids"]
+        out["target"] = np.zeros(written.shape, np.float32)
         for row, i in enumerate(asked):
             prompt, answer = split(
                 record["said"][i], self.codec.encode(record["cells"][i]), record.get("curriculum", False)
             )
-            pieces = self._encode(IMAGE_TAG + prompt), self._encode(answer + TAIL)
-            if len(pieces[0]) + len(pieces[1]) > self.length:
+            read, answer = self._encode(frame.prompt(prompt)), self._encode(answer + frame.tail)
+            before = [] if frame.apart else read
+            if len(read) > room or len(before) + len(answer) > written.shape[1]:
                 raise ValueError(
                     f"text of {record['said'][i]!r} has over {self.length} tokens; raise config.text_length"
                 )
-            ids[row] = pad_rows(np.array(pieces[0] + pieces[1]), self.length, self.tokenizer.pad_token_id)
-            target[row, len(pieces[0]) : len(pieces[0]) + len(pieces[1])] = 1
-        out = {"ids": ids, "target": target}
+            out["ids"][row, : len(read)] = read
+            written[row, : len(before) + len(answer)] = before + answer
+            out["target"][row, len(before) : len(before) + len(answer)] = 1
         return out | {key: record[key] for key in ("vision", "image") if key in record}
 
 

@@ -1,1 +1,10 @@
 """PIN in JAX: a small learned map that lets a frozen caption-trained VLM say where things are (CVPR 2024)."""
+
+
+def __getattr__(name: str):
+    """`pin_jax.load_vlm`, imported when asked for: workers that prepare data import no JAX."""
+    if name == "load_vlm":
+        from pin_jax.vlm import load_vlm
+
+        return load_vlm
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pin_jax.models.flamingo import Inserts, reorder
+from pin_jax.models.interface import Inserts
 from pin_jax.models.layers import NEGATIVE
 
 
@@ -31,7 +31,7 @@ def greedy(
     """The likeliest next token, `steps` times.
 
     Args:
-      vlm: see `pin_jax.models.flamingo` for the interface.
+      vlm: see `pin_jax.models.interface`.
       vision: float[B, I, N, D], from `encode`.
       ids: int[R, T], left-padded; R a multiple of B. mask: bool[R, T].
       inserts: what a method puts in.
@@ -85,7 +85,7 @@ def beam(
     rows = ids.shape[0]
     logits, cache = apply(vision, ids, mask, steps, inserts, method="prefill")
     every = jnp.repeat(jnp.arange(rows), beams)
-    logits, cache = logits[every], reorder(cache, every)
+    logits, cache = logits[every], vlm.reorder(cache, every)
 
     def take(array, index):
         return jnp.take_along_axis(array, index.reshape(*index.shape, *[1] * (array.ndim - 2)), 1)
@@ -126,7 +126,7 @@ def beam(
         possible = scores[:, :1] / length.astype(jnp.float32) ** length_penalty
         still_open = s["open"] & (possible > worst).any(1, keepdims=True)
         source = (jnp.arange(rows)[:, None] * beams + take(parent, pick)).reshape(-1)
-        logits, cache = apply(reorder(s["cache"], source), take(token, pick).reshape(-1), method="step")
+        logits, cache = apply(vlm.reorder(s["cache"], source), take(token, pick).reshape(-1), method="step")
         return {
             "i": length,
             "logits": logits,

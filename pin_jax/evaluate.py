@@ -14,10 +14,9 @@ from ml_collections import ConfigDict
 
 from input_pipeline import prompts
 from input_pipeline.errors import UserError
-from input_pipeline.questions import IMAGE_TAG, TAIL
 from input_pipeline.scenes import Scenes, scene_config
-from pin_jax import box_automaton, decode, grid_decode, metrics, reporting
-from pin_jax.models.flamingo import Inserts
+from pin_jax import box_automaton, decode, grid_decode, metrics, reporting, sharding
+from pin_jax.models.interface import Inserts
 from pin_jax.vlm import VLM
 
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries", "asked_iou", "other_iou")
@@ -74,7 +73,7 @@ def ask(
 
     Args:
       vision: float[images, N, D].
-      asked: index of the image, and the text that the model goes on from (`<image>` is put in front).
+      asked: index of the image, and the text that the model goes on from (the VLM's frame is put around it).
       options: config.eval: decoder (one of `TEXT_DECODERS`), beams, length_penalty, new_tokens, batch_size.
 
     Returns:
@@ -91,8 +90,7 @@ def ask(
             decode.beam, steps=options.new_tokens, suppress=vlm.suppressed,
             beams=options.beams, length_penalty=options.length_penalty,
         )  # fmt: skip
-    out = _batched(vlm, vision, asked, inserts, options.batch_size, title, search)
-    return vlm.tokenizer.batch_decode(out, skip_special_tokens=True)
+    return vlm.read(_batched(vlm, vision, asked, inserts, options.batch_size, title, search))
 
 
 def _batched(
@@ -105,15 +103,18 @@ def _batched(
     search: Callable,
 ) -> Any:
     """What a decoder makes of all questions, arrays of as many rows."""
-    ids, mask = vlm.tokenize([IMAGE_TAG + prompt for _, prompt in asked])
+    ids, mask = vlm.tokenize([vlm.frame.prompt(prompt) for _, prompt in asked])
     ids, mask = _bucket(ids, mask, vlm.tokenizer.pad_token_id)
+    inserts = inserts if vlm.mesh is None else sharding.replicate(inserts, vlm.mesh)
     out = []
     with reporting.progress(title, len(asked), "question") as advance:
         for start in range(0, len(asked), size):
             rows = np.arange(start, start + size).clip(max=len(asked) - 1)  # one batch shape, one compilation
             images = np.array([asked[r][0] for r in rows])
-            found = search(vlm.model, vlm.params, vision[images][:, None], ids[rows], mask[rows], inserts)
-            out.append(jax.tree.map(np.asarray, found))
+            inputs = vision[images][:, None], ids[rows], mask[rows]
+            with sharding.on(vlm.mesh):
+                found = search(vlm.model, vlm.params, *(sharding.spread(x, vlm.mesh) for x in inputs), inserts)
+            out.append(jax.tree.map(sharding.fetch, found))
             advance(min(start + size, len(asked)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(asked)], *out)
 
@@ -133,7 +134,7 @@ def locate(
         return [Answer(text, *vlm.codec.decode(text)) for text in ask(vlm, vision, where, inserts, options, title)]
     search = functools.partial(
         grid_decode.answer,
-        automaton=box_automaton.build(vlm.tokenizer, vlm.codec, TAIL),
+        automaton=box_automaton.build(vlm.tokenizer, vlm.codec, vlm.frame.tail),
         decoder=options.decoder,
         beams={"grid_greedy": 1, "grid_beam": options.beams}.get(options.decoder, options.get("candidates", 16)),
     )
@@ -158,7 +159,7 @@ def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32) -> np.ndarr
     for start in range(0, len(images), batch_size):
         chunk = np.stack(images[start : start + batch_size])
         short = batch_size - len(chunk)
-        out.append(np.asarray(vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)])))[: len(chunk)])
+        out.append(vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)]))[: len(chunk)])
     return np.concatenate(out)
 
 

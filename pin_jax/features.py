@@ -69,9 +69,11 @@ def build(
     Raises:
       UserError: the disk is full.
     """
+    from pin_jax.sharding import everywhere  # not above: workers that prepare data import this module, not JAX
+
     key = hashlib.sha256(f"{identity} {scenes!r}".encode()).hexdigest()[:16]
     path = folder / f"features-{key}.npy"
-    if path.exists():
+    if everywhere(path.exists()):
         return FeatureBank(scenes, path)
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.npy")  # processes may share the folder

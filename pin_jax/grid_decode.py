@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pin_jax.box_automaton import FINAL, BoxAutomaton
-from pin_jax.models.flamingo import Inserts, reorder
+from pin_jax.models.interface import Inserts
 from pin_jax.models.layers import NEGATIVE
 
 DECODERS = ("grid_greedy", "grid_beam", "expected_iou")
@@ -81,7 +81,7 @@ def search(
     penalty: no box is likelier for having more digits.
 
     Args:
-      vlm: a module with `prefill` and `step`, see `pin_jax.models.flamingo` for the interface.
+      vlm: see `pin_jax.models.interface`.
       automaton: of the VLM's tokenizer.
       vision, ids, mask, inserts: as in `pin_jax.decode.greedy`.
       beams: the answers that are followed at a time. kept: how many boxes are returned.
@@ -115,7 +115,7 @@ def search(
         before = take(places, parent)
         source = (jnp.arange(rows)[:, None] * places.shape[1] + parent).reshape(-1)
         return {
-            "cache": s["cache"] if beams == 1 else reorder(s["cache"], source),
+            "cache": s["cache"] if beams == 1 else vlm.reorder(s["cache"], source),
             "tokens": automaton.chain[before, choice].reshape(rows * beams, -1).astype(ids.dtype),
             "lengths": jnp.where(scores > IMPOSSIBLE, automaton.length[before, choice], 0).reshape(-1),
             "state": take(target, pick).clip(0),

@@ -27,7 +27,8 @@ from pin_jax import pretrain_language as language
 from pin_jax import pretrain_vision as vision
 from pin_jax import vlm as vlm_lib
 from pin_jax.checkpoints import Checkpoints
-from pin_jax.models.flamingo import Flamingo, FlamingoConfig, Inserts
+from pin_jax.models.flamingo import Flamingo, FlamingoConfig
+from pin_jax.models.interface import Inserts
 from pin_jax.models.mpt import MPTConfig
 from pin_jax.models.vit import ViTConfig
 

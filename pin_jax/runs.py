@@ -1,4 +1,4 @@
-"""The runs of a PIN config: train, evaluate, predict. Each leaves its files in the workdir."""
+"""The runs of a PIN config: train, evaluate, predict, compile. Each leaves its files in the workdir."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
-from pin_jax import adapters, evaluate, figures, reporting, train
-from pin_jax.vlm import VLM, load
+from pin_jax import adapters, evaluate, figures, reporting, sharding, train
+from pin_jax import compile as compiling
+from pin_jax.vlm import VLM, load_vlm
 
-RUNS = ("train", "evaluate", "predict")
+RUNS = ("train", "evaluate", "predict", "compile")
 # What a workdir is bound to; the other entries may change between runs.
 TRAINING = (
     "seed", "vlm", "method", "method_options", "dtype", "scenes", "vary_backgrounds", "curriculum",
@@ -33,12 +35,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.run not in RUNS:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
     begin = time.monotonic()
-    dtypes = {"float32": None, "bfloat16": "bfloat16"}
-    if config.dtype not in dtypes:
-        raise UserError(f"config.dtype {config.dtype!r}: expected one of {', '.join(dtypes)}")
+    if config.run == "compile":
+        _make(workdir)
+        compiling.run(config, workdir)
+        return
     if config.run == "predict":
         _check_predict(config)
-    vlm = load(config.vlm, dtypes[config.dtype])
+    mesh = sharding.make_mesh(config.mesh, config.batch_size if config.run == "train" else 0)
+    vlm, _ = load_vlm(config.vlm, config.dtype, mesh, sharding.rules(config.rules), config.remat)
     _make(workdir)
     if config.run == "predict":
         predict(config, workdir, vlm)
@@ -50,8 +54,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         if jax.process_index() == 0:
             adapters.save(workdir / INSERT, jax.device_get(params), config, vlm)
             figures.loss_curve(workdir / "loss.png", reporting.read_scalars(workdir))
-    if jax.process_index() == 0:
-        score(config, workdir, vlm, time.monotonic() - begin)
+        if jax.process_count() > 1:  # the others read what the first has written
+            multihost_utils.sync_global_devices("insert")
+    score(config, workdir, vlm, time.monotonic() - begin)
 
 
 def _make(workdir: pathlib.Path) -> None:
@@ -92,6 +97,8 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
     method, params = adapters.load(path, vlm)
     begin = time.monotonic()
     rows, records, asked, answers = evaluate.evaluate(config, vlm, method.inserts(params))
+    if jax.process_index() > 0:
+        return
     title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
     reporting.results_table(title, rows, evaluate.COLUMNS)
     evaluate.write_coco(workdir, records, asked, answers, vlm.codec.image_size)

@@ -1,37 +1,195 @@
-"""Data parallelism on JAX's own runtime: a batch is split over all devices, parameters are the same on each."""
+"""Where arrays stand on a mesh: a batch by its rows, frozen weights by rules, the insert whole on every device.
+
+Axes of the mesh: `data` and `fsdp` split the rows, `fsdp` splits the frozen weights too and gathers each layer when it
+runs, `tensor` splits the layers themselves. A rule is a regular expression, found in a parameter's path, and the mesh
+axes of its last dimensions; the first that matches decides, and what no rule names stands whole on every device.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from input_pipeline.errors import UserError
+from pin_jax.models.layers import ROWS
+
+AXES = ("data", "fsdp", "tensor")
+Rules = Sequence[tuple[str, Sequence[str | None]]]
+# Into the hidden width of a layer, out of it, and tables by token.
+RULES: Rules = (
+    (r"(q|k|v|qkv|kv|fc1|wi_0|wi_1|up|head|projection)/kernel$", ("fsdp", "tensor")),
+    (r"(out|fc2|wo|down)/kernel$", ("tensor", "fsdp")),
+    (r"lm/embedding$", ("tensor", "fsdp")),
+)
 
 
-def data_mesh(batch_size: int) -> Mesh:
-    """One axis, `data`, over every device of every process.
+def rules(first: Rules = ()) -> Rules:
+    """The default rules, with others before them."""
+    return (*((pattern, tuple(axes)) for pattern, axes in first), *RULES)
+
+
+def make_mesh(
+    sizes: Mapping[str, int] | None = None, batch_size: int = 0, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of the axes `AXES`.
+
+    Args:
+      sizes: of the axes; one may be -1, for all devices that the others leave. By default all go to `data`.
+      batch_size: global, to be split over the mesh; 0 is not checked.
+      devices: all of every process by default.
 
     Raises:
-      UserError: the devices do not divide the batch.
+      UserError: an unknown axis, sizes that do not make the number of devices, or a batch that they do not divide.
     """
-    devices = jax.device_count()
-    if batch_size % devices:
+    devices = jax.devices() if devices is None else devices
+    sizes = dict.fromkeys(AXES, 1) | ({"data": -1} if sizes is None else dict(sizes))
+    wrong = [f"{k}={v}" for k, v in sizes.items() if k not in AXES or not isinstance(v, int) or v == 0 or v < -1]
+    if wrong or list(sizes.values()).count(-1) > 1:
         raise UserError(
-            f"config.batch_size {batch_size} is not a multiple of the {devices} devices; choose one that is"
+            f"config.mesh {sizes}: expected sizes of {', '.join(AXES)}, at most one of them -1 (the devices left)"
         )
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    known = math.prod(v for v in sizes.values() if v > 0)
+    if -1 in sizes.values() and len(devices) % known == 0:
+        sizes = {k: len(devices) // known if v == -1 else v for k, v in sizes.items()}
+    shape = tuple(sizes[axis] for axis in AXES)
+    if math.prod(shape) != len(devices):
+        raise UserError(
+            f"config.mesh {sizes} does not make {len(devices)} devices; choose sizes whose product is {len(devices)}"
+        )
+    ways = shape[0] * shape[1]
+    if batch_size % ways:
+        raise UserError(
+            f"config.batch_size {batch_size} is not a multiple of the {ways} devices that share it (data x fsdp);"
+            " choose one that is"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def shardings(skeleton: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """Where each parameter stands.
+
+    Args:
+      skeleton: tree of anything with a shape.
+
+    Returns:
+      The same tree of `NamedSharding`.
+
+    Raises:
+      UserError: lists every dimension that the mesh does not divide, and rules of unknown axes.
+    """
+    compiled = [(re.compile(pattern), tuple(axes)) for pattern, axes in rules]
+    unknown = {axis for _, axes in compiled for axis in axes if axis is not None} - set(mesh.axis_names)
+    if unknown:
+        raise UserError(f"config.rules name axes {', '.join(sorted(unknown))}; the mesh has {', '.join(AXES)}")
+    problems = []
+
+    def place(path, leaf) -> NamedSharding:
+        name = "/".join(str(k.key) for k in path)
+        axes = next((axes for regex, axes in compiled if regex.search(name)), ())
+        first = len(leaf.shape) - len(axes)
+        if first < 0:
+            problems.append(f"{name} has {len(leaf.shape)} dimensions, its rule {len(axes)}")
+            return NamedSharding(mesh, PartitionSpec())
+        for i, axis in enumerate(axes, first):
+            if axis is not None and leaf.shape[i] % mesh.shape[axis]:
+                problems.append(f"{name} {tuple(leaf.shape)}: {leaf.shape[i]} by {axis}={mesh.shape[axis]}")
+        return NamedSharding(mesh, PartitionSpec(*[None] * first, *axes))
+
+    tree = jax.tree_util.tree_map_with_path(place, skeleton)
+    if problems:
+        raise UserError(f"config.mesh does not divide the frozen weights: {'; '.join(problems)}; choose smaller axes")
+    return tree
+
+
+def bytes_per_device(skeleton: Any, places: Any) -> int:
+    """Bytes that the parameters take on each device."""
+    return sum(
+        math.prod(s.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
+        for x, s in zip(jax.tree.leaves(skeleton), jax.tree.leaves(places), strict=True)
+    )
+
+
+def place(tree: Any, places: Any) -> Any:
+    """A tree, the same on every process, as global arrays; what already stands in its place is left there."""
+
+    def put(x: Any, where: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding == where:
+            return x
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(put, tree, places)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A host-local tree, the same on every process, as global arrays that stand on every device."""
-    sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+    where = NamedSharding(mesh, PartitionSpec())
+    return place(tree, jax.tree.map(lambda _: where, tree))
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """How a batch stands: its rows over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's records as its part of a global batch."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+    """This process's records, its part of a global batch by `process_part`, as global arrays."""
+    _, count = process_part(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(by_rows(mesh), value, (len(value) * count, *value.shape[1:]))
+        for key, value in batch.items()
+    }
+
+
+def process_part(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which part of a batch this process reads; processes that share rows read the same one.
+
+    Raises:
+      UserError: processes share a part of their rows only.
+    """
+    owners: dict[int, set[int]] = {}
+    places = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    for row, devices in enumerate(places):
+        for device in devices:
+            owners.setdefault(device.process_index, set()).add(row)
+    parts = sorted({tuple(sorted(rows)) for rows in owners.values()})
+    if len(parts) * len(parts[0]) != len(places) or any(len(p) != len(parts[0]) for p in parts):
+        raise UserError(f"config.mesh {dict(mesh.shape)}: processes share rows in part; change tensor")
+    return parts.index(tuple(sorted(owners[jax.process_index()]))), len(parts)
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """A context in which models keep their activations split over the mesh (`layers.by_rows`)."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def spread(array: np.ndarray, mesh: Mesh | None) -> jax.Array | np.ndarray:
+    """A host array, the same on every process, by rows where the mesh divides them, else whole on every device."""
+    if mesh is None:
+        return array
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    where = NamedSharding(mesh, PartitionSpec()) if len(array) % ways else by_rows(mesh)
+    return place(array, where)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """A global array as a host array, on every process."""
+    if not (array.is_fully_addressable or array.is_fully_replicated):
+        whole = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(lambda x: x, out_shardings=whole)(array)
+    return np.asarray(array)
+
+
+def everywhere(here: bool) -> bool:
+    """Whether something holds on every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array([here])).all())

@@ -6,7 +6,6 @@ is checkpointed; no gradient enters the vision encoder, which runs once per imag
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import signal
 import time
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
@@ -64,17 +64,35 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path) -> Curr
 
 def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum):
     """Batches of this process, in the order of the source."""
-    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, config.text_length)
+    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, config.text_length, vlm.frame)
+    index, count = sharding.process_part(vlm.mesh)
     return batches(
         source,
         [texts],
-        config.batch_size // jax.process_count(),
+        config.batch_size // count,
         seed=config.seed,
         shuffle=False,
         workers=config.workers,
         threads=config.threads,
-        process=(jax.process_index(), jax.process_count()),
+        process=(index, count),
     )
+
+
+def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch with pictures, as `training_batches` makes it.
+
+    Args:
+      front: tokens that the VLM's frame puts before a prompt.
+    """
+    size, rows = vlm.codec.image_size, (config.batch_size, config.questions_per_image)
+    texts = {"ids": config.text_length + max(0, front - 1), "target": config.text_length + max(0, front - 1)}
+    if vlm.frame.apart:
+        texts |= {"target": config.text_length, "labels": config.text_length}
+    shapes = {
+        key: jax.ShapeDtypeStruct((*rows, length), jnp.float32 if key == "target" else jnp.int32)
+        for key, length in texts.items()
+    }
+    return shapes | {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8)}
 
 
 # --- loss and step ----------------------------------------------------------------------------------------------------
@@ -84,14 +102,15 @@ def box_loss(model: Any, frozen: Any, inserts: Any, batch: dict[str, jax.Array])
     """Next-token cross-entropy over the target tokens of all questions.
 
     Args:
-      batch: vision float[B, N, D], ids int[B, Q, T], target float[B, Q, T].
+      batch: vision float[B, N, D], ids int[B, Q, T], target float[B, Q, T]; labels int[B, Q, T] where answers stand
+        apart from their prompts.
     """
-    ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
-    target = batch["target"].reshape(ids.shape)[:, 1:]
-    mask = ids[:, :-1] != model.config.pad_token  # the last token is only predicted
-    logits = model.apply({"params": frozen}, None, ids[:, :-1], mask, inserts, batch["vision"][:, None])
-    cost = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
-    return (cost * target).sum() / jnp.maximum(target.sum(), 1)
+    texts = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k in ("ids", "target", "labels")}
+    logits, labels, weights = model.apply(
+        {"params": frozen}, batch["vision"][:, None], texts, inserts, method="predict"
+    )
+    cost = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return (cost * weights).sum() / jnp.maximum(weights.sum(), 1)
 
 
 def optimiser(config: ConfigDict) -> optax.GradientTransformation:
@@ -102,10 +121,15 @@ def optimiser(config: ConfigDict) -> optax.GradientTransformation:
     return optax.adam(config.lr if config.schedule == "constant" else cosine)
 
 
+def initial(method: Any, tx: optax.GradientTransformation, seed: int) -> State:
+    """The state before the first step."""
+    trainable = method.init(jax.random.key(seed))
+    return State(jnp.zeros((), jnp.int32), trainable, tx.init(trainable))
+
+
 def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation):
     """The jitted train step: (state, frozen, batch) -> state, loss. The state is donated."""
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def step(state: State, frozen: Any, batch: dict[str, jax.Array]) -> tuple[State, jax.Array]:
         if "vision" not in batch:  # no cache: the frozen encoder runs here, once per image, outside the gradient
             vision = vlm.model.apply({"params": frozen}, vlm.pixels(batch["image"])[:, None], method="encode")[:, 0]
@@ -118,7 +142,8 @@ def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation):
         updates, opt = tx.update(grads, state.opt, state.trainable)
         return State(state.step + 1, optax.apply_updates(state.trainable, updates), opt), loss
 
-    return step
+    whole = None if vlm.mesh is None else NamedSharding(vlm.mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=whole)
 
 
 # --- loop -------------------------------------------------------------------------------------------------------------
@@ -144,10 +169,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     """
     method = METHODS[config.method](vlm.model.config, **config.method_options)
     tx = optimiser(config)
-    mesh = sharding.data_mesh(config.batch_size)
-    trainable = method.init(jax.random.key(config.seed))
-    state = sharding.replicate(State(jnp.zeros((), jnp.int32), trainable, tx.init(trainable)), mesh)
-    frozen = sharding.replicate(vlm.params, mesh)
+    mesh, frozen = vlm.mesh, vlm.params
+    state = sharding.replicate(initial(method, tx, config.seed), mesh)
     checkpoints = Checkpoints(workdir, vlm.identity)
     restored = checkpoints.restore(state)
     if restored and restored[0] >= config.steps:
@@ -175,7 +198,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
 
     with reporting.progress("training the insert", config.steps * config.batch_size, "image") as advance:
         for i in range(first + 1, config.steps + 1):
-            state, loss = step_fn(state, frozen, sharding.split(next(iterator), mesh))
+            with sharding.on(mesh):
+                state, loss = step_fn(state, frozen, sharding.split(next(iterator), mesh))
             last = i == config.steps
             if i % config.log_every == 0 or last:
                 seconds = time.monotonic() - begin
@@ -198,10 +222,11 @@ def describe(config: ConfigDict, vlm: VLM) -> dict[str, str]:
     method = METHODS[config.method](vlm.model.config, **config.method_options)
     trainable = jax.eval_shape(method.init, jax.random.key(0))
     devices, samples = jax.devices(), config.steps * config.batch_size
+    mesh = " x ".join(f"{axis} {size}" for axis, size in vlm.mesh.shape.items())
     cached = f"{config.cache_images:,} scenes, features cached" if config.cache_images else "scenes drawn anew"
     return {
         "frozen": f"{count(vlm.params):,} parameters ({config.vlm}, {vlm.identity})",
         "trainable": f"{count(trainable):,} parameters ({config.method})",
         "data": f"{config.scenes.cutouts} on {config.scenes.backgrounds}; {cached}; {samples:,} samples",
-        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es); mesh {mesh}",
     }

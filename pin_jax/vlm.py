@@ -1,7 +1,7 @@
-"""A frozen VLM as one object: module, parameters, tokenizer, box codec and identity; read from and written to a folder.
+"""A frozen VLM as one object: module, parameters, tokenizer, box codec and identity; read from a folder or the hub.
 
-The folder holds config.json (the dataclasses of `pin_jax.models`), model.safetensors (`lm/blocks/qkv/kernel`, ...),
-and the tokenizer in transformers' own files.
+A small VLM's folder, which is also written, holds config.json (the dataclasses of `pin_jax.models`), model.safetensors
+(`lm/blocks/qkv/kernel`, ...), and the tokenizer in transformers' own files.
 """
 
 from __future__ import annotations
@@ -10,22 +10,32 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from input_pipeline.boxes import BoxCodec
 from input_pipeline.errors import UserError
+from input_pipeline.prompts import Frame
+from pin_jax import sharding
+from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
+from pin_jax.models.interface import Inserts
 from pin_jax.models.mpt import MPTConfig
+from pin_jax.models.opt import OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
+from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import ViTConfig, normalise
+from pin_jax.weights import files, published
+from pin_jax.weights.convert import convert
 
 
 @dataclasses.dataclass
@@ -33,14 +43,17 @@ class VLM:
     """A frozen VLM.
 
     Attributes:
-      model: the Linen module. params: its parameters, a plain nested dict.
+      model: a Linen module with the interface of `pin_jax.models.interface`. params: its parameters, a nested dict.
       tokenizer: a transformers tokenizer, padding on the left.
       codec: how boxes are written. mean, std: of the pixels, float[3].
       identity: a hash of the weights; an insert belongs to one identity.
       names: the object names that a small VLM knows; empty for one with an open vocabulary.
+      frame: what stands around prompt and answer.
+      mesh: that the parameters stand on; None for one device.
+      processor: a transformers image processor, where the weights came with one.
     """
 
-    model: Flamingo
+    model: nn.Module
     params: Any
     tokenizer: Any
     codec: BoxCodec
@@ -48,6 +61,9 @@ class VLM:
     std: Sequence[float]
     identity: str
     names: tuple[str, ...] = ()
+    frame: Frame = Frame()
+    mesh: Mesh | None = None
+    processor: Any = None
 
     def __post_init__(self):
         self._encode = jax.jit(
@@ -60,9 +76,33 @@ class VLM:
         """uint8[B, H, W, 3] -> float32[B, H, W, 3], normalised."""
         return normalise(images, self.mean, self.std)
 
-    def encode(self, images: np.ndarray) -> jax.Array:
-        """Images uint8[B, H, W, 3] -> vision tokens float[B, N, D] of the frozen encoder."""
-        return self._encode(self.params, images)
+    def apply(
+        self,
+        params: Any,
+        pixels: jax.Array,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        labels: jax.Array | None = None,
+        inserts: Inserts = Inserts(),
+    ) -> jax.Array:
+        """Logits of texts, each about one image.
+
+        Args:
+          pixels: float[B, H, W, 3], normalised.
+          input_ids: int[B, T]; its image tokens stand for the image.
+          attention_mask: [B, T], 0 at pads and in holes.
+          labels: int[B, L], for an encoder-decoder language model only.
+
+        Returns:
+          float32[B, T, V]; with labels float32[B, L, V].
+        """
+        inputs = pixels[:, None], input_ids, attention_mask, inserts
+        return self.model.apply({"params": params}, *inputs, labels=labels)
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Images uint8[B, H, W, 3] -> vision tokens float32[B, N, D] of the frozen encoder, on every process."""
+        with sharding.on(self.mesh):
+            return sharding.fetch(self._encode(self.params, sharding.spread(images, self.mesh))).astype(np.float32)
 
     def tokenize(self, texts: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Texts -> left-padded ids int32[R, T] and mask bool[R, T].
@@ -78,6 +118,12 @@ class VLM:
         pad = self.tokenizer.pad_token_id
         ids = np.array([[pad] * (length - len(row)) + row[-length:] for row in rows], np.int32)
         return ids, np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
+
+    def read(self, tokens: np.ndarray) -> list[str]:
+        """Written tokens int[R, T] -> texts, as they would go on from their prompts."""
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        # A text of its own loses its first space; an answer begins with one.
+        return [f" {text.lstrip()}" for text in texts] if self.frame.apart else texts
 
     @property
     def suppressed(self) -> tuple[int, ...]:
@@ -137,24 +183,50 @@ def fill(skeleton: Any, tensors: dict[str, np.ndarray], source: str) -> Any:
     return traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in tensors.items()}, sep="/")
 
 
-def skeleton(model: Flamingo) -> Any:
-    """Shapes and dtypes of the parameters, without computing any."""
-    size = model.config.vision.image_size
-    pixels, ids = jnp.zeros((1, 1, size, size, 3)), jnp.zeros((1, 2), jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), pixels, ids)["params"]
+def skeleton(model: nn.Module, dtypes: Mapping[str, Any] | None = None) -> Any:
+    """Shapes and dtypes of the parameters, without computing any.
+
+    Args:
+      dtypes: of the weights, by top-level part; float32 where there is none.
+    """
+
+    def everything(module, pixels, texts):
+        return module.predict(module.encode(pixels), texts)
+
+    def shapes(rng):
+        size = model.config.vision.image_size
+        ids = jnp.zeros((1, 1024), jnp.int32)  # longer than any image's share of a text
+        texts = {"ids": ids, "labels": ids, "target": ids}
+        return model.init(rng, jnp.zeros((1, 1, size, size, 3)), texts, method=everything)["params"]
+
+    tree = jax.eval_shape(shapes, jax.random.key(0))
+    return {
+        part: jax.tree.map(lambda x, part=part: x.update(dtype=(dtypes or {}).get(part) or x.dtype), leaves)
+        for part, leaves in tree.items()
+    }
+
+
+# model, its config, and the configs of its parts, by the kind that config.json names
+KINDS = {
+    "flamingo": (Flamingo, FlamingoConfig, {"vision": ViTConfig, "lm": MPTConfig, "perceiver": PerceiverConfig}),
+    "blip2": (Blip2, Blip2Config, {"vision": ViTConfig, "lm": OPTConfig, "qformer": QFormerConfig}),
+}
 
 
 def save(folder: pathlib.Path, vlm: VLM) -> None:
     """Writes a small VLM's folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    kind = next(name for name, (model, _, _) in KINDS.items() if isinstance(vlm.model, model))
     config = dataclasses.asdict(vlm.model.config)
-    for part in (config["vision"], config["lm"], config["perceiver"] or {}):
-        part.pop("dtype", None)  # a choice of the run, not of the weights
+    for part in KINDS[kind][2]:
+        (config[part] or {}).pop("dtype", None)  # a choice of the run, not of the weights
     meta = {
+        "kind": kind,
         "model": config,
         "image_mean": list(vlm.mean),
         "image_std": list(vlm.std),
         "grid": vlm.codec.grid,
+        "frame": dataclasses.asdict(vlm.frame),
         "names": list(vlm.names),
     }
     (folder / "config.json").write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
@@ -179,16 +251,83 @@ def load(folder: str | pathlib.Path, dtype: Any = None) -> VLM:
         raise UserError(f"VLM folder {folder}: no config.json in it; give a folder such as assets/tiny_flamingo")
     try:
         meta = json.loads((folder / "config.json").read_text("utf-8"))
-        parts = dict(meta["model"])
-        vision = ViTConfig(**{**parts.pop("vision"), "dtype": dtype})
-        lm = MPTConfig(**{**parts.pop("lm"), "dtype": dtype})
-        perceiver = parts.pop("perceiver")
-        perceiver = PerceiverConfig(**{**perceiver, "dtype": dtype}) if perceiver else None
-        model = Flamingo(FlamingoConfig(vision=vision, lm=lm, perceiver=perceiver, **parts))
-        codec = BoxCodec(vision.image_size, meta["grid"])
+        make, whole, parts = KINDS[meta.get("kind", "flamingo")]
+        fields = dict(meta["model"])
+        for name, part in parts.items():
+            fields[name] = part(**{**fields[name], "dtype": dtype}) if fields[name] else None
+        model = make(whole(**fields))
+        codec = BoxCodec(model.config.vision.image_size, meta["grid"])
+        frame = Frame(**meta.get("frame", {}))
         mean, std, names = meta["image_mean"], meta["image_std"], tuple(meta["names"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"VLM folder {folder}: config.json is not one of ours ({error!r})") from error
     params = fill(skeleton(model), read_safetensors(folder / "model.safetensors"), str(folder))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return VLM(model, params, tokenizer, codec, mean, std, identity(params), names)
+    return VLM(model, params, tokenizer, codec, mean, std, identity(params), names, frame)
+
+
+def load_vlm(
+    source: str | pathlib.Path,
+    dtype: Any = "float32",
+    mesh: Mesh | None = None,
+    rules: sharding.Rules = sharding.RULES,
+    remat: str = "none",
+    grid: int = 16,
+) -> tuple[VLM, Any]:
+    """Reads a VLM: a small one of this project, or published weights in their own layout.
+
+    Published tensors go one by one to where they belong on the mesh; host memory holds one shard file and one tensor.
+
+    Args:
+      source: a folder, or a Hugging Face hub id.
+      dtype: of weights and computation: `float32`, `bfloat16`, `float16`; `published` for each part as its makers ran
+        it, or a mapping from part to dtype. A small VLM's weights stay float32.
+      mesh: from `sharding.make_mesh`; one device by default. rules: see `sharding.shardings`.
+      remat: what the backward pass computes again, a key of `layers.REMAT`.
+      grid: cells along a side of the image, of published VLMs' box text.
+
+    Returns:
+      The VLM and its parameters: vlm.apply(params, pixels, input_ids, attention_mask).
+
+    Raises:
+      UserError: nothing there, an unknown kind of model, weights that do not fit, or a mesh that does not divide them.
+    """
+    names = ("float32", "bfloat16", "float16", "published")
+    if isinstance(dtype, str) and dtype not in names:
+        raise UserError(f"config.dtype {dtype!r}: expected one of {', '.join(names)}")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    folder = files.resolve(source)
+    reader = published.reader(folder)
+    if reader is None:
+        vlm = load(folder, None if dtype in ("float32", "published") else dtype)
+        params = sharding.place(vlm.params, sharding.shardings(vlm.params, mesh, rules))
+        vlm = dataclasses.replace(vlm, params=params, mesh=mesh)
+        return vlm, params
+    found = reader.read(folder, dtype, remat=remat)
+    shapes = skeleton(found.model, found.dtypes)
+    digest = Digest()
+    params = convert(found.tensors, found.table, shapes, str(source), sharding.shardings(shapes, mesh, rules), digest)
+    size = found.model.config.vision.image_size
+    mean, std = found.processor.image_mean, found.processor.image_std
+    vlm = VLM(
+        found.model, params, found.tokenizer, BoxCodec(size, grid), mean, std, digest.identity,
+        frame=found.frame, mesh=mesh, processor=found.processor,
+    )  # fmt: skip
+    return vlm, params
+
+
+class Digest:
+    """Hashes tensors as they are read, in any order: an identity that depends on neither mesh nor dtype of a run."""
+
+    def __init__(self):
+        self._parts: dict[str, str] = {}
+
+    def __call__(self, place: str, array: np.ndarray) -> None:
+        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+        self._parts[place] = digest.hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """16 hexadecimal digits."""
+        return hashlib.sha256(repr(sorted(self._parts.items())).encode()).hexdigest()[:16]

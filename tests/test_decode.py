@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from pin_jax import decode
-from pin_jax.models.flamingo import Inserts
+from pin_jax.models.interface import Inserts
 
 STEPS = 3
 WORDS = (4, 5, 6)

@@ -10,7 +10,8 @@ import tiny
 from einops import rearrange
 from tiny import run
 
-from pin_jax.models.flamingo import Flamingo, GatedCrossAttention, Inserts, reorder
+from pin_jax.models.flamingo import Flamingo, GatedCrossAttention
+from pin_jax.models.interface import Inserts
 from pin_jax.models.mpt import MPTBlock, alibi_bias
 from pin_jax.models.perceiver import Perceiver
 from pin_jax.weights.convert import convert
@@ -114,7 +115,7 @@ def test_reordered_cache_goes_on_as_the_rows_it_was_made_of():
     _, cache = run(model, "prefill")(params, vision, jnp.asarray(ids), mask, steps=3)
     rows, tokens = jnp.asarray([1, 1, 3, 2]), jnp.asarray([3, 3, 4, 5])
     plain, _ = run(model, "step")(params, cache, jnp.asarray([0, 3, 5, 4]))
-    picked, _ = run(model, "step")(params, reorder(cache, rows), tokens)
+    picked, _ = run(model, "step")(params, model.reorder(cache, rows), tokens)
     np.testing.assert_allclose(picked, plain[rows], **TOLERANCE)
 
 

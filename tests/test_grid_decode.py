@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from configs import pin_flamingo
 from input_pipeline.boxes import BoxCodec, iou
 from input_pipeline.errors import UserError
-from input_pipeline.questions import TAIL
+from input_pipeline.prompts import Frame
 from pin_jax import box_automaton, decode, evaluate, grid_decode, word_tokenizer
 from pin_jax.metrics import all_boxes
-from pin_jax.models.flamingo import Flamingo, Inserts
+from pin_jax.models.flamingo import Flamingo
+from pin_jax.models.interface import Inserts
 from pin_jax.models.mpt import MPTConfig
 from pin_jax.vlm import VLM
 
@@ -308,7 +309,7 @@ def test_every_answer_parses(random_vlm, decoder):
 
 
 def test_grid_of_the_small_model(random_vlm):
-    automaton = box_automaton.build(random_vlm.tokenizer, random_vlm.codec, TAIL)
+    automaton = box_automaton.build(random_vlm.tokenizer, random_vlm.codec, Frame().tail)
     assert automaton.chain.shape == (272, 16, 2) and not automaton.ragged and automaton.room == 6
     assert len(automaton.boxes) == 18496
 
@@ -319,6 +320,6 @@ def test_refusals(random_vlm):
     with pytest.raises(UserError, match="config.eval.decoder 'grid'.*expected_iou"):
         evaluate.locate(random_vlm, np.zeros((1, 1, 1)), [(0, "cat")], Inserts(), config, "asking")
     with pytest.raises(UserError, match="different boxes become the same tokens"):
-        box_automaton.build(word_tokenizer.build(["cat"], BoxCodec(64, 2)), CODEC, TAIL)
+        box_automaton.build(word_tokenizer.build(["cat"], BoxCodec(64, 2)), CODEC, Frame().tail)
     with pytest.raises(UserError, match="one cell"):
-        box_automaton.build(random_vlm.tokenizer, dataclasses.replace(random_vlm.codec, grid=1), TAIL)
+        box_automaton.build(random_vlm.tokenizer, dataclasses.replace(random_vlm.codec, grid=1), Frame().tail)

@@ -9,8 +9,8 @@ import pytest
 import tiny
 from tiny import random_params, run, skeleton
 
-from pin_jax.models.flamingo import Inserts
 from pin_jax.models.insert import PositionalInsert, sinusoid
+from pin_jax.models.interface import Inserts
 
 
 @pytest.mark.parametrize(("tokens", "width", "expected"), [(256, 1024, 1_217_280), (257, 1408, 1_512_576)])

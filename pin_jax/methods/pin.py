@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from pin_jax.models.flamingo import FlamingoConfig, Inserts
 from pin_jax.models.insert import PositionalInsert
+from pin_jax.models.interface import Inserts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Pin:
       hidden: widths of psi's hidden layers.
     """
 
-    config: FlamingoConfig
+    config: Any
     learned: bool = False
     hidden: tuple[int, ...] = (512, 768)
 

@@ -1,10 +1,6 @@
 """Flamingo: a frozen language model that reads images through tanh-gated cross-attention (OpenFlamingo's form).
 
-The VLM's interface, shared by every VLM of the project:
-  encode(pixels) -> vision tokens; fuse(vision, inserts) -> media; __call__ -> logits;
-  prefill / step -> logits and a cache, for `pin_jax.decode`.
-Rows of text may be a multiple of the rows of images: row r then asks about image r // (rows / images), so that an
-image's questions share its encoding and its cross-attention keys.
+Its interface is that of `pin_jax.models.interface`.
 """
 
 from __future__ import annotations
@@ -14,32 +10,15 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
 from pin_jax.models import layers
+from pin_jax.models.interface import Inserts, next_tokens
 from pin_jax.models.mpt import MPTBlock, MPTConfig, alibi_bias
 from pin_jax.models.perceiver import Perceiver, PerceiverConfig
 from pin_jax.models.vit import ViT, ViTConfig
-
-
-@flax.struct.dataclass
-class Inserts:
-    """What a method puts into a frozen VLM; every field is optional.
-
-    Attributes:
-      vision_input: float[P, D], tokens after the class token at the vision encoder's input (VPT on phi_V).
-      vision_output: float[N, D], added to the vision encoder's output (PIN).
-      fusion_input: float[P, D], tokens among those handed to the fusion module (VPT on F).
-      text: float[P, D_text], embeddings in front of the text (CoOp).
-    """
-
-    vision_input: jax.Array | None = None
-    vision_output: jax.Array | None = None
-    fusion_input: jax.Array | None = None
-    text: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +170,7 @@ class GatedDecoder(nn.Module):
 
 
 class Flamingo(nn.Module):
-    """The whole VLM; see the first lines of this file for its interface."""
+    """The whole VLM; see `pin_jax.models.interface`."""
 
     config: FlamingoConfig
 
@@ -209,11 +188,7 @@ class Flamingo(nn.Module):
 
     def fuse(self, vision: jax.Array, inserts: Inserts = Inserts()) -> jax.Array:
         """Vision tokens float[B, I, N, D] -> media float[B, I, L, D], with x* = x + psi(S) in between."""
-        if inserts.vision_output is not None:
-            vision = vision + inserts.vision_output.astype(vision.dtype)
-        if inserts.fusion_input is not None:
-            extra = inserts.fusion_input.astype(vision.dtype)
-            vision = jnp.concatenate([vision, jnp.broadcast_to(extra, (*vision.shape[:2], *extra.shape))], 2)
+        vision = inserts.after_vision(vision)
         if self.perceiver is None:
             return vision
         return rearrange(
@@ -227,6 +202,7 @@ class Flamingo(nn.Module):
         attention_mask: jax.Array | None = None,
         inserts: Inserts = Inserts(),
         vision: jax.Array | None = None,
+        labels: jax.Array | None = None,
     ) -> jax.Array:
         """Logits float32[R, T, V] of text rows about images.
 
@@ -236,7 +212,10 @@ class Flamingo(nn.Module):
           attention_mask: bool or int[R, T]; 0 at pads, on either side. Logits there mean nothing.
           inserts: what a method puts in.
           vision: float[B, I, N, D], cached output of `encode`.
+          labels: of VLMs that read and write two texts; not of this one.
         """
+        if labels is not None:
+            raise ValueError("labels: a decoder-only language model takes them as part of input_ids")
         if vision is None:
             vision = self.encode(pixels, inserts)
         x, prefix, mask = self._embed(input_ids, attention_mask, inserts)
@@ -245,6 +224,20 @@ class Flamingo(nn.Module):
         bias = alibi_bias(jnp.arange(x.shape[1]), mask, self.config.lm)
         x, _ = self.lm.run(x, self._media_keys(media), visible, bias)
         return self.lm.logits(x[:, prefix:])
+
+    def predict(
+        self, vision: jax.Array, texts: dict[str, jax.Array], inserts: Inserts = Inserts()
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Teacher forcing.
+
+        Args:
+          texts: ids int[R, T] (pads on either side), target float[R, T], the weight of each token in the loss.
+
+        Returns:
+          Logits float32[R, T - 1, V], labels int[R, T - 1], weights float[R, T - 1].
+        """
+        ids = texts["ids"][:, :-1]  # the last token is only predicted
+        return self(None, ids, ids != self.config.pad_token, inserts, vision), *next_tokens(texts)
 
     def prefill(
         self,
@@ -304,19 +297,14 @@ class Flamingo(nn.Module):
         bias = alibi_bias(index[..., None] + jnp.arange(count), cache["mask"], self.config.lm)
         visible = jnp.broadcast_to(cache["visible"], (rows, count, cache["visible"].shape[2]))
         x, text = self.lm.run(self.lm.embed(tokens), cache["media"], visible, bias, cache["text"], index)
-        last = jnp.full(rows, count) if lengths is None else lengths
-        x = jnp.take_along_axis(x, (last - 1).clip(0)[:, None, None], 1)[:, 0]
-        return self.lm.logits(x), {**cache, "text": text, "index": index + (count if lengths is None else lengths)}
+        index = index + (count if lengths is None else lengths)
+        return self.lm.logits(layers.after(x, lengths)), {**cache, "text": text, "index": index}
 
     def _embed(self, ids, mask, inserts):
         """Embeddings, the number of learned ones in front, and the mask bool[R, P + T]."""
-        x = self.lm.embed(ids)
         mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
-        if inserts.text is None:
-            return x, 0, mask
-        prefix = inserts.text.shape[0]
-        front = jnp.broadcast_to(inserts.text.astype(x.dtype), (x.shape[0], *inserts.text.shape))
-        return jnp.concatenate([front, x], 1), prefix, jnp.pad(mask, [(0, 0), (prefix, 0)], constant_values=True)
+        x, mask, prefix = inserts.before_text(self.lm.embed(ids), mask)
+        return x, prefix, mask
 
     def _media_index(self, ids: jax.Array, prefix: int) -> jax.Array:
         """int[R, P + T]: which image (1-based) each text token attends to; 0 before the first."""
@@ -331,13 +319,13 @@ class Flamingo(nn.Module):
     def _media_keys(self, media: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self.lm.media_keys(rearrange(media, "b i l d -> b (i l) d"))
 
-
-def reorder(cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
-    """Picks rows of a decoding cache: row i becomes what row rows[i] was; rows int[R'] must stay with their image."""
-    return {
-        **cache,
-        "text": jax.tree.map(lambda a: a[:, rows], cache["text"]),
-        "visible": cache["visible"][rows],
-        "mask": cache["mask"][rows],
-        "index": cache["index"][rows] if cache["index"].ndim else cache["index"],
-    }
+    @nn.nowrap
+    def reorder(self, cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
+        """Picks rows of a decoding cache; see the interface."""
+        return {
+            **cache,
+            "text": jax.tree.map(lambda a: a[:, rows], cache["text"]),
+            "visible": cache["visible"][rows],
+            "mask": cache["mask"][rows],
+            "index": layers.pick(cache["index"], rows),
+        }

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -25,23 +26,78 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, context: Any = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None = None,
+    context: Any = None,
+    scale: float | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(d) + bias) v.
+    """softmax(scale q k^T + bias) v.
 
     Args:
       q: float[B, T, H, d]. k, v: float[B, S, H, d].
       bias: float[B or 1, H or 1, T, S] added to the logits; use `NEGATIVE` to hide a key.
       context: what an attention function may want to know of the block it runs in; not used here.
+      scale: 1 / sqrt(d) by default.
 
     Returns:
       float[B, T, H, d].
     """
     del context
-    return jax.nn.dot_product_attention(q, k, v, bias=bias)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale)
 
 
 NEGATIVE = -1e9  # finite: a row of hidden keys stays a number
+Segment = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def attend(q: jax.Array, segments: list[Segment], scale: float | None = None) -> jax.Array:
+    """One softmax over keys that lie in several arrays, of which some may be shared by several rows of queries.
+
+    A decoded text is such a case: its beams share the keys of their prompt, which then need no copies and no
+    reordering.
+
+    Args:
+      q: float[R, T, H, d].
+      segments: k, v float[B, S, H, d] and bias float[B or 1, H or 1, T or 1, S] each; R a multiple of B, and row r
+        reads sample r // (R / B).
+      scale: 1 / sqrt(d) by default.
+
+    Returns:
+      float[R, T, H, d].
+    """
+    if len(segments) == 1 and segments[0][0].shape[0] == q.shape[0]:
+        return attention(q, *segments[0], scale=scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+
+    def shared(k):
+        return rearrange(q, "(b r) t h d -> b r t h d", b=k.shape[0])
+
+    logits = [
+        rearrange(
+            jnp.einsum("brthd,bshd->brhts", shared(k), k, preferred_element_type=jnp.float32) * scale + bias[:, None],
+            "b r h t s -> (b r) h t s",
+        )
+        for k, _, bias in segments
+    ]
+    weights = jax.nn.softmax(jnp.concatenate(logits, -1), -1).astype(q.dtype)
+    out, start = 0, 0
+    for k, v, _ in segments:
+        part = rearrange(weights[..., start : start + k.shape[1]], "(b r) h t s -> b r h t s", b=k.shape[0])
+        out = out + rearrange(jnp.einsum("brhts,bshd->brthd", part, v), "b r t h d -> (b r) t h d")
+        start += k.shape[1]
+    return out
+
+
+def write(cache: tuple[jax.Array, ...], new: tuple[jax.Array, ...], index: jax.Array | int) -> tuple[jax.Array, ...]:
+    """Writes keys and values float[R, T, H, d] into a cache float[R, S, H, d]; `index` as in `extend`."""
+    return tuple(extend(old, x, index) for old, x in zip(cache, new, strict=True))
+
+
+def visible(mask: jax.Array) -> jax.Array:
+    """Mask bool[...] -> logit bias float32[...]: 0 where seen, `NEGATIVE` elsewhere."""
+    return jnp.where(mask, 0.0, NEGATIVE)
 
 
 def extend(cache: jax.Array, new: jax.Array, index: jax.Array | int) -> jax.Array:
@@ -58,6 +114,18 @@ def extend(cache: jax.Array, new: jax.Array, index: jax.Array | int) -> jax.Arra
     place = jnp.arange(cache.shape[1]) - index[:, None]  # of each slot among the new ones
     moved = jnp.take_along_axis(new, place.clip(0, new.shape[1] - 1)[..., None, None], 1)
     return jnp.where(((place >= 0) & (place < new.shape[1]))[..., None, None], moved, cache)
+
+
+def after(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """The last of float[R, T, D] that is a row's own, float[R, D]: all T are without lengths int[R]."""
+    if lengths is None:
+        return x[:, -1]
+    return jnp.take_along_axis(x, (lengths - 1).clip(0)[:, None, None], 1)[:, 0]
+
+
+def pick(index: jax.Array, rows: jax.Array) -> jax.Array:
+    """How far rows int[R'] of a cache have come: its index int[R], or int[] where all are alike."""
+    return index[rows] if index.ndim else index
 
 
 def dense(features: int, use_bias: bool = True, name: str | None = None, dtype: Any = None) -> nn.Dense:
@@ -82,13 +150,42 @@ def stacked(make: Callable[..., nn.Module], length: int) -> tuple[nn.Module, Cal
     return layer, init
 
 
-def scan(body: Callable, carry: Any, xs: Any, *, unroll: bool, remat: bool = False) -> tuple[Any, Any]:
+# What the backward pass keeps of a layer; the rest is computed again.
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+
+def scan(body: Callable, carry: Any, xs: Any, *, unroll: bool, remat: bool | str = False) -> tuple[Any, Any]:
     """`jax.lax.scan` over stacked layers.
+
+    On a mesh the carried activations stay split by rows, which keeps XLA gathering weights instead.
 
     Args:
       unroll: lay the layers out one by one: faster for small models on a CPU, slower to compile.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: what the backward pass computes again instead of keeping it: a key of `REMAT`; True is `full`.
     """
-    if remat:
-        body = jax.checkpoint(body)
-    return jax.lax.scan(body, carry, xs, unroll=True if unroll else 1)
+
+    def layer(carry, x):
+        return body(jax.tree.map(by_rows, carry), x)
+
+    policy = REMAT[{True: "full", False: "none"}.get(remat, remat)]
+    if policy is not None:
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=unroll)
+    return jax.lax.scan(layer, carry, xs, unroll=True if unroll else 1)
+
+
+ROWS = ("data", "fsdp")  # mesh axes that split a batch
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+    """Keeps an activation float[B, ...] split over the mesh by rows, where a mesh is set (`jax.set_mesh`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(ROWS) <= set(mesh.axis_names):
+        return x
+    parts = mesh.shape[ROWS[0]] * mesh.shape[ROWS[1]]
+    if parts == 1 or x.shape[0] % parts:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(ROWS))

@@ -95,7 +95,7 @@ class MPTBlock(nn.Module):
             q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
         q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=config.heads) for t in (q, k, v))
         if cache is not None:
-            k, v = (layers.extend(old, new, index) for old, new in zip(cache, (k, v), strict=True))
+            k, v = layers.write(cache, (k, v), index)
         out = layers.attention(q, k, v, bias)
         x = x + dense(config.width, name="out")(rearrange(out, "b n h d -> b n (h d)"))
         y = dense(config.width * config.mlp_ratio, name="up")(norm(name="norm_2")(x))

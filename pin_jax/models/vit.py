@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from pin_jax.models import layers
@@ -29,6 +30,7 @@ class ViTConfig:
       patch_bias: the patch embedding has a bias (EVA, SigLIP; not CLIP).
       pre_norm: LayerNorm between the embeddings and the first block (CLIP).
       post_norm: LayerNorm on all output tokens (BLIP-2); OpenFlamingo takes them without it.
+      antialias: how positions are resized to another image size, see `resize_positions`.
       stem_width: 0 for one linear patch embedding; else the patch is embedded in two steps, 2 x 2 sub-patches of
         this width first (used by the small models only).
       dtype: of the computation; parameters keep their own.
@@ -47,6 +49,7 @@ class ViTConfig:
     patch_bias: bool = False
     pre_norm: bool = True
     post_norm: bool = True
+    antialias: bool = True
     stem_width: int = 0
     dtype: Any = None
     unroll: bool = False
@@ -65,7 +68,7 @@ class ViTConfig:
 
 CLIP_L14 = ViTConfig()
 EVA_G14 = ViTConfig(
-    width=1408, depth=39, heads=16, mlp=6144, act="gelu", eps=1e-6, patch_bias=True, pre_norm=False, post_norm=True
+    width=1408, depth=39, heads=16, mlp=6144, act="gelu", eps=1e-6, patch_bias=True, pre_norm=False, antialias=False
 )
 
 
@@ -74,19 +77,36 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
 
 
-def resize_positions(table: jax.Array, grid: tuple[int, int], class_token: bool) -> jax.Array:
+def resize_positions(table: jax.Array, grid: tuple[int, int], class_token: bool, antialias: bool = True) -> jax.Array:
     """Resizes a learned position table float[N, D] to another grid; CLS stays.
 
-    Bicubic, antialiased, with half-pixel centres, as open_clip and GEM do. (transformers resizes without antialiasing
-    by another cubic, a = -0.75, which `jax.image.resize` does not have.)
+    Bicubic with half-pixel centres: antialiased, as open_clip and GEM do, or without antialiasing and by torch's other
+    cubic, a = -0.75, as transformers does.
     """
     head, body = table[: int(class_token)], table[int(class_token) :]
     side = int(round(body.shape[0] ** 0.5))
     if grid == (side, side):
         return table
     square = body.reshape(side, side, -1)
-    body = jax.image.resize(square, (*grid, body.shape[-1]), "bicubic", antialias=True)
-    return jnp.concatenate([head, body.reshape(-1, body.shape[-1])])
+    if antialias:
+        body = jax.image.resize(square, (*grid, body.shape[-1]), "bicubic", antialias=True)
+    else:
+        rows, columns = (jnp.asarray(_cubic(side, new)) for new in grid)
+        body = jnp.einsum("hi,wj,ijd->hwd", rows, columns, square.astype(jnp.float32), precision="highest")
+    return jnp.concatenate([head, body.reshape(-1, body.shape[-1]).astype(head.dtype)])
+
+
+def _cubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
+    """Weights float32[new, old] of cubic interpolation with half-pixel centres and a repeated border (Keys 1981)."""
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(centre).astype(int) - 1
+    weights = np.zeros((new, old), np.float32)
+    for tap in range(4):
+        t = np.abs(centre - (first + tap))
+        near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+        far = a * (t**3 - 5 * t**2 + 8 * t - 4)
+        np.add.at(weights, (np.arange(new), (first + tap).clip(0, old - 1)), np.where(t <= 1, near, far))
+    return weights
 
 
 class ViTBlock(nn.Module):
@@ -147,7 +167,7 @@ class ViT(nn.Module):
             x = x if keep is None else x[:, keep]
         x = dense(config.width, config.patch_bias or bool(config.stem_width), name="patch")(x)
         table = self.param("positions", nn.initializers.normal(0.02), (config.tokens, config.width))
-        positions = resize_positions(table, grid, config.class_token).astype(x.dtype)
+        positions = resize_positions(table, grid, config.class_token, config.antialias).astype(x.dtype)
         if config.class_token:
             cls = self.param("class_token", nn.initializers.normal(0.02), (config.width,))
             x = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, config.width)), x], 1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.sharding import NamedSharding, PartitionSpec
 
 from input_pipeline.errors import UserError
 
@@ -69,19 +72,21 @@ def module(pattern: str, target: str, bias: bool = True, kind: str = "linear", *
 
 
 class _Filled:
-    """One parameter on its way: the array, and which of its slots (layer, part) hold something."""
+    """One parameter on its way: the array, and which of its slots (layer, part) hold something.
 
-    def __init__(self, spec: jax.ShapeDtypeStruct):
-        self.spec = spec
-        self.value: np.ndarray | None = None
+    With a sharding the array is made on the devices, and each tensor is written into its place there.
+    """
+
+    def __init__(self, spec: jax.ShapeDtypeStruct, sharding: NamedSharding | None = None):
+        self.spec, self.sharding = spec, sharding
+        self.value: Any = None
         self.layered = False
         self.parts: Sequence[str] = ()
-        self.filled: set[tuple[int, int]] = set()
+        self.filled: dict[tuple[int, int], str] = {}  # by which key
 
-    def fill(self, array: np.ndarray, layer: int | None, part: int | None, parts: Sequence[str]) -> str | None:
-        """Puts one tensor into its slot; returns what is wrong with it, or None."""
+    def problem(self, array: np.ndarray, layer: int | None, part: int | None, parts: Sequence[str]) -> str | None:
+        """What keeps a tensor from its slot, or None."""
         shape = self.spec.shape
-        self.layered, self.parts = layer is not None, parts
         if layer is not None:
             if not shape or layer >= shape[0]:
                 return f"layer {layer} of {shape[0] if shape else 0}"
@@ -90,43 +95,84 @@ class _Filled:
             if not shape or shape[-1] % len(parts):
                 return f"{len(parts)} fused parts cannot make shape {self.spec.shape}"
             shape = (*shape[:-1], shape[-1] // len(parts))
-        if array.shape != shape:
-            return f"shape {array.shape}, expected {shape}"
-        if self.value is None:
-            self.value = np.zeros(self.spec.shape, self.spec.dtype)
-        index = (() if layer is None else (layer,)) + (...,)
+        return None if array.shape == shape else f"shape {array.shape}, expected {shape}"
+
+    def fill(self, array: np.ndarray, layer: int | None, part: int | None, parts: Sequence[str]) -> None:
+        """Puts one tensor, in which there is no problem, into its slot."""
+        self.layered, self.parts = layer is not None, parts
+        array = array.astype(self.spec.dtype)
+        if layer is not None:
+            array = array[None]
+        start = [0] * array.ndim
+        if layer is not None:
+            start[0] = layer
         if part is not None:
-            index += (slice(part * shape[-1], (part + 1) * shape[-1]),)
-        slot = (layer or 0, part or 0)
-        if slot in self.filled and not np.array_equal(self.value[index], array.astype(self.spec.dtype)):
-            return "differs from another tensor of the file that stands for the same parameter"
-        self.value[index] = array
-        self.filled.add(slot)
-        return None
+            start[-1] = part * array.shape[-1]
+        if self.sharding is None:
+            if self.value is None:
+                self.value = np.zeros(self.spec.shape, self.spec.dtype)
+            self.value[tuple(slice(s, s + n) for s, n in zip(start, array.shape, strict=True))] = array
+        elif array.shape == self.spec.shape:
+            self.value = _put(array, self.sharding)
+        else:
+            if self.value is None:
+                self.value = jax.jit(lambda: jnp.zeros(self.spec.shape, self.spec.dtype), out_shardings=self.sharding)()
+            axes = [*self.sharding.spec, *[None] * array.ndim][: array.ndim]
+            # An axis that is written in pieces is not split in the piece.
+            whole = [None if n < m else axis for axis, n, m in zip(axes, array.shape, self.spec.shape, strict=True)]
+            piece = _put(array, NamedSharding(self.sharding.mesh, PartitionSpec(*whole)))
+            self.value = _write(self.value, piece, tuple(start), out=self.sharding)
 
     def missing(self) -> str | None:
         """What is unfilled: the empty string for all of it, None for nothing."""
         if not self.filled:
             return ""
         places = range(self.spec.shape[0]) if self.layered else range(1)
-        slots = {(i, j) for i in places for j in range(max(1, len(self.parts)))} - self.filled
+        slots = {(i, j) for i in places for j in range(max(1, len(self.parts)))} - self.filled.keys()
         if not slots:
             return None
         names = sorted(f"{i}{'.' + self.parts[j] if self.parts else ''}" for i, j in slots)
         return f" ({'layers ' if self.layered else ''}{', '.join(names)})"
 
 
-def convert(tensors: Mapping[str, Any], table: Iterable[Rule], skeleton: Any, source: str = "checkpoint") -> Any:
+def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """A host array, the same on every process, as a global one; each device gets its shard alone."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+@functools.lru_cache
+def _writer(out: NamedSharding):
+    return jax.jit(jax.lax.dynamic_update_slice, donate_argnums=0, out_shardings=out)
+
+
+def _write(whole: jax.Array, piece: jax.Array, start: tuple[int, ...], out: NamedSharding) -> jax.Array:
+    """Writes a piece in place: the old array is donated."""
+    return _writer(out)(whole, piece, start)
+
+
+def convert(
+    tensors: Mapping[str, Any],
+    table: Iterable[Rule],
+    skeleton: Any,
+    source: str = "checkpoint",
+    shardings: Any = None,
+    record: Callable[[str, np.ndarray], None] = lambda place, array: None,
+) -> Any:
     """Fills a parameter tree from named tensors.
 
     Args:
-      tensors: key -> array (anything numpy reads). The mapping may be lazy: every tensor is read once.
+      tensors: key -> array (anything numpy reads). The mapping may be lazy: every tensor is read once, but for those
+        that stand for one parameter, of which the first is read again.
       table: rules; the first whose pattern matches a key decides.
       skeleton: tree of `jax.ShapeDtypeStruct`, `jax.eval_shape` of the module's `init`, its "params".
       source: what the error calls the tensors, a path for instance.
+      shardings: tree of `NamedSharding`. Each tensor then goes to its devices as soon as it is read, so that the host
+        never holds more than one.
+      record: called with the place and the values of every tensor, before they are cast.
 
     Returns:
-      The skeleton's tree with numpy arrays of its shapes and dtypes; put them on a device before use.
+      The skeleton's tree with arrays of its shapes and dtypes: numpy arrays, to be put on a device before use, or
+      global arrays of the shardings.
 
     Raises:
       UserError: lists every key that no rule maps, every parameter left unfilled (whole or in part), every tensor of
@@ -134,10 +180,18 @@ def convert(tensors: Mapping[str, Any], table: Iterable[Rule], skeleton: Any, so
     """
     rules = [(re.compile(rule.pattern), rule) for rule in table]
     leaves, treedef = jax.tree_util.tree_flatten_with_path(skeleton)
-    slots = {"/".join(str(k.key) for k in path): _Filled(spec) for path, spec in leaves}
+    where = [None] * len(leaves) if shardings is None else jax.tree.leaves(shardings)
+    slots = {
+        "/".join(str(k.key) for k in path): _Filled(spec, sharding)
+        for (path, spec), sharding in zip(leaves, where, strict=True)
+    }
     unmapped, wrong = [], []
+
+    def find(key: str) -> tuple[re.Match | None, Rule | None]:
+        return next(((m, rule) for regex, rule in rules if (m := regex.fullmatch(key))), (None, None))
+
     for key in tensors:
-        match, rule = next(((m, rule) for regex, rule in rules if (m := regex.fullmatch(key))), (None, None))
+        match, rule = find(key)
         if rule is None:
             unmapped.append(key)
             continue
@@ -149,7 +203,19 @@ def convert(tensors: Mapping[str, Any], table: Iterable[Rule], skeleton: Any, so
             unmapped.append(key)
             continue
         part = rule.parts.index(groups["part"]) if rule.parts else None
-        problem = slots[target].fill(rule.transform(np.asarray(tensors[key])), layer, part, rule.parts)
+        slot, place = slots[target], (layer or 0, part or 0)
+        array = rule.transform(np.asarray(tensors[key]))
+        problem = slot.problem(array, layer, part, rule.parts)
+        if problem is None and place in slot.filled:
+            first = slot.filled[place]
+            dtype = slot.spec.dtype
+            other = find(first)[1].transform(np.asarray(tensors[first]))
+            if not np.array_equal(other.astype(dtype), array.astype(dtype)):
+                problem = "differs from another tensor of the file that stands for the same parameter"
+        elif problem is None:
+            record(f"{target} {place}", array)
+            slot.fill(array, layer, part, rule.parts)
+            slot.filled[place] = key
         if problem:
             wrong.append(f"{key} -> {target}: {problem}")
     unfilled = [name + gap for name, slot in slots.items() if (gap := slot.missing()) is not None]

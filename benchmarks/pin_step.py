@@ -1,0 +1,260 @@
+"""BLIP-2's train step and decoding at sizes that fit, against transformers (torch) doing the same in the same run.
+
+  python benchmarks/pin_step.py --model mid --batch 4                      # CPU, minutes
+  python benchmarks/pin_step.py --model opt-2.7b --dtype bfloat16 --batch 64 --out results.json      # an H100
+
+Weights are random: speed does not depend on them. Both sides train the insert on a frozen model (vision encoder without
+gradient, backward through language model and Q-Former, Adam) and write 12 tokens, on the same shapes. The
+peer is left out where torch is not installed.
+MFU is the work that the model needs (no recomputation) over the rate of a large matrix product measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from input_pipeline.boxes import BoxCodec  # noqa: E402
+from pin_jax import decode, flops, sharding, train  # noqa: E402
+from pin_jax.methods import METHODS  # noqa: E402
+from pin_jax.models.blip2 import PRESETS, Blip2, Blip2Config  # noqa: E402
+from pin_jax.models.opt import OPTConfig  # noqa: E402
+from pin_jax.models.qformer import QFormerConfig  # noqa: E402
+from pin_jax.models.vit import ViTConfig  # noqa: E402
+from pin_jax.vlm import VLM, count, skeleton  # noqa: E402
+
+# An OPT-125m under a ViT-B and six layers of the published Q-Former.
+MID = Blip2Config(
+    vision=ViTConfig(width=768, depth=12, heads=12, mlp=3072, act="gelu", eps=1e-6, patch_bias=True, pre_norm=False),
+    qformer=QFormerConfig(depth=6),
+    lm=OPTConfig(vocab=50304, width=768, depth=12, heads=12, mlp=3072),
+    image_token=50265, end_token=2, pad_token=1,
+)  # fmt: skip
+TINY = dataclasses.replace(  # to see that the script runs
+    MID,
+    vision=dataclasses.replace(MID.vision, width=64, depth=2, heads=2, mlp=128),
+    qformer=QFormerConfig(width=64, depth=2, heads=2, mlp=128),
+    lm=dataclasses.replace(MID.lm, width=64, depth=2, heads=2, mlp=128),
+)
+MODELS = {"tiny": TINY, "mid": MID} | {
+    name.removeprefix("Salesforce/blip2-"): c for name, c in PRESETS.items() if "opt" in name
+}
+STEPS = 12
+
+
+def rate(work: Callable[[], Any], items: int, seconds: float) -> float:
+    """Items per second: the median of as many calls as fit (at least three), after one to warm up."""
+    work()
+    taken, begin = [], time.perf_counter()
+    while len(taken) < 3 or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return items / float(np.median(taken))
+
+
+def matmul_peak(dtype: str, seconds: float) -> float:
+    """FLOP/s of a large product, the ceiling that MFU refers to."""
+    n = 8192 if jax.default_backend() != "cpu" else 1024
+    a = jnp.ones((n, n), dtype)
+    product = jax.jit(lambda a: a @ a)
+    return 2 * n**3 * rate(lambda: product(a).block_until_ready(), 1, seconds)
+
+
+def random_params(shapes: Any) -> Any:
+    """Weights on the device, leaf by leaf."""
+
+    def draw(spec, key):
+        make = jax.jit(lambda key: jax.random.normal(key, spec.shape, spec.dtype) * jnp.asarray(0.02, spec.dtype))
+        return make(key)
+
+    leaves, tree = jax.tree.flatten(shapes)
+    return jax.tree.unflatten(tree, [draw(x, jax.random.key(i)) for i, x in enumerate(leaves)])
+
+
+def inputs(config: Blip2Config, batch: int, length: int) -> dict[str, np.ndarray]:
+    """One batch: pictures, texts with the image's places in front, and which tokens count."""
+    rng, queries = np.random.default_rng(0), config.qformer.queries
+    ids = rng.integers(3, 50000, (batch, queries + length), dtype=np.int32)
+    ids[:, :queries] = config.image_token
+    target = np.zeros(ids.shape, np.float32)
+    target[:, -10:] = 1  # a box and its end
+    size = config.vision.image_size
+    return {"image": rng.integers(0, 255, (batch, size, size, 3), np.uint8), "ids": ids, "target": target}
+
+
+def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """This project's numbers."""
+    dtype = None if options.dtype == "float32" else options.dtype
+    parts = {name: dataclasses.replace(getattr(config, name), dtype=dtype) for name in ("vision", "qformer", "lm")}
+    for name in ("qformer", "lm"):
+        parts[name] = dataclasses.replace(parts[name], remat=options.remat)
+    model = Blip2(dataclasses.replace(config, **parts))
+    shapes = skeleton(model, dict.fromkeys(("vision", "qformer", "projection", "lm"), options.dtype))
+    params = random_params(shapes)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    vlm = VLM(model, params, None, BoxCodec(config.vision.image_size), (0.5,) * 3, (0.5,) * 3, "", mesh=mesh)
+    method = METHODS["pin"](model.config)
+    tx = train.optimiser(ConfigDict({"lr": 1e-3, "schedule": "constant", "steps": 1}))
+    step, held = train.make_step(vlm, method, tx), [train.initial(method, tx, 0)]
+    held[0] = sharding.replicate(held[0], mesh)
+    rows = len(batch["ids"])
+    device = {
+        "image": jax.device_put(batch["image"]),
+        **{k: jax.device_put(batch[k][:, None]) for k in ("ids", "target")},
+    }
+    work = flops.count(step, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (held[0], params, device)))
+
+    def one_step():
+        held[0], loss = step(held[0], params, device)
+        return loss.block_until_ready()
+
+    out = {"parameters": count(params), "flops_per_sample": work / rows}
+    out["train_samples_per_second"] = rate(one_step, rows, options.seconds)
+    vision = vlm._encode(params, device["image"])[:, None]
+    prompt = jax.device_put(batch["ids"][:, :-10])
+    inserts = method.inserts(held[0].trainable)
+    for name, search, extra in (("greedy", decode.greedy, {}), ("beams", decode.beam, {"beams": 3})):
+        # The end token is suppressed, so that every text has its 12 tokens on either side.
+        common = (model, params, vision, prompt, jnp.ones(prompt.shape, bool), inserts, STEPS, (config.end_token,))
+        out[f"{name}_samples_per_second"] = rate(
+            lambda search=search, extra=extra, common=common: search(*common, **extra).block_until_ready(),
+            rows, options.seconds,
+        )  # fmt: skip
+    return out
+
+
+def torchs(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """transformers on torch: the same frozen-backbone step, and generate()."""
+    import torch
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vision, qformer, lm = config.vision, config.qformer, config.lm
+    theirs = transformers.Blip2Config(
+        vision_config={
+            "hidden_size": vision.width, "intermediate_size": vision.mlp, "num_hidden_layers": vision.depth,
+            "num_attention_heads": vision.heads, "image_size": vision.image_size, "patch_size": vision.patch,
+        },
+        qformer_config={
+            "hidden_size": qformer.width, "num_hidden_layers": qformer.depth, "intermediate_size": qformer.mlp,
+            "num_attention_heads": qformer.heads, "encoder_hidden_size": vision.width,
+        },
+        text_config={
+            "model_type": "opt", "vocab_size": lm.vocab, "hidden_size": lm.width, "num_hidden_layers": lm.depth,
+            "ffn_dim": lm.mlp, "num_attention_heads": lm.heads, "word_embed_proj_dim": lm.width,
+        },
+        num_query_tokens=qformer.queries,
+        image_token_index=config.image_token,
+    )  # fmt: skip
+    dtype = getattr(torch, options.dtype)
+    with torch.device(device):
+        torch.set_default_dtype(dtype)
+        model = transformers.Blip2ForConditionalGeneration(theirs).eval().requires_grad_(False)
+        torch.set_default_dtype(torch.float32)
+        layers, width = [], 64
+        for hidden in (512, 768):
+            layers += [torch.nn.Linear(width, hidden), torch.nn.SiLU(), torch.nn.LayerNorm(hidden)]
+            width = hidden
+        insert = torch.nn.Sequential(*layers, torch.nn.Linear(width, vision.width))
+        places = torch.randn(config.media_tokens, 64)
+    optimiser = torch.optim.Adam(insert.parameters(), lr=1e-3)
+    image = torch.from_numpy(batch["image"].transpose(0, 3, 1, 2).copy()).to(device)
+    ids = torch.from_numpy(batch["ids"]).long().to(device)
+    labels = torch.where(torch.from_numpy(batch["target"]).to(device) > 0, ids, -100)
+    rows = len(ids)
+
+    def pixels():
+        return ((image.float() / 255 - 0.5) / 0.5).to(dtype)
+
+    def wait():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def media(grad: bool):
+        with torch.no_grad():
+            seen = model.vision_model(pixels()).last_hidden_state
+        with torch.set_grad_enabled(grad):
+            seen = (seen + insert(places)).to(dtype)
+            queries = model.qformer(
+                query_embeds=model.query_tokens.expand(rows, -1, -1), encoder_hidden_states=seen
+            ).last_hidden_state
+            return model.language_projection(queries)
+
+    def embeds(ids, grad):
+        words = model.get_input_embeddings()(ids)
+        return torch.cat([media(grad), words[:, qformer.queries :]], 1)
+
+    def one_step():
+        optimiser.zero_grad()
+        logits = model.language_model(inputs_embeds=embeds(ids, True)).logits[:, :-1].float()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        loss.backward()
+        optimiser.step()
+        wait()
+
+    out = {"train_samples_per_second": rate(one_step, rows, options.seconds)}
+    for name, beams in (("greedy", 1), ("beams", 3)):
+
+        def generate(beams=beams):
+            with torch.no_grad():
+                x = embeds(ids[:, :-10], False)
+                model.language_model.generate(
+                    inputs_embeds=x, attention_mask=torch.ones(x.shape[:2], dtype=torch.long, device=device),
+                    num_beams=beams, do_sample=False, max_new_tokens=STEPS, min_new_tokens=STEPS,
+                )  # fmt: skip
+            wait()
+
+        out[f"{name}_samples_per_second"] = rate(generate, rows, options.seconds)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="mid")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=24, help="tokens of a text behind the image's own")
+    parser.add_argument("--remat", choices=("none", "full", "dots"), default="none")
+    parser.add_argument("--seconds", type=float, default=20, help="for each measurement")
+    parser.add_argument("--peer", choices=("torch", "none"), default="torch")
+    parser.add_argument("--out", default="")
+    options = parser.parse_args()
+    config = MODELS[options.model]
+    batch = inputs(config, options.batch, options.length)
+    result: dict[str, Any] = {"settings": vars(options), "device": jax.devices()[0].device_kind}
+    result["matmul_flops_per_second"] = matmul_peak(options.dtype, min(options.seconds, 5))
+    result["this project"] = mine = ours(config, options, batch)
+    mfu = mine["flops_per_sample"] * mine["train_samples_per_second"] / result["matmul_flops_per_second"]
+    mine["train_mfu"] = mfu
+    mine["hours_for_150000_steps_of_64"] = 150_000 * 64 / mine["train_samples_per_second"] / 3600
+    print(json.dumps(mine, indent=1), flush=True)
+    if options.peer == "torch":
+        if importlib.util.find_spec("torch") is None:
+            print("torch is not installed: no peer")
+        else:
+            for array in jax.live_arrays():  # the peer needs the memory
+                array.delete()
+            result["transformers, torch"] = peer = torchs(config, options, batch)
+            result["ratio"] = {k: mine[k] / v for k, v in peer.items()}
+            print(json.dumps({"peer": peer, "ratio": result["ratio"]}, indent=1))
+    if options.out:
+        result["date"] = time.strftime("%Y-%m-%d")
+        pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Compiling a run for TPUs that are not there: does it fit, and what should a step take (`config.run=compile`).
+
+The train step and the decode step are lowered with shapes alone and compiled by libtpu for a described topology, on any
+machine with a CPU. Nothing is run and no weights are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from input_pipeline.boxes import BoxCodec
+from input_pipeline.errors import UserError
+from pin_jax import decode, flops, reporting, sharding, train
+from pin_jax.methods import METHODS
+from pin_jax.vlm import VLM, count, skeleton
+from pin_jax.weights import published
+
+EFFICIENCY = 0.5  # of the peak, that large matrix products reach within a whole step
+MOST_DEVICES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip by its maker's published figures: bfloat16 FLOP/s, bytes of HBM, bytes/s of HBM and between chips."""
+
+    flops: float
+    hbm: float
+    hbm_rate: float
+    link_rate: float
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 448e9),
+}
+
+
+def topology(name: str) -> tuple[list[Any], Chip]:
+    """The devices of a TPU slice, `v5e:4x4` for instance, and what each of them can do.
+
+    Raises:
+      UserError: an unknown slice, one of over 256 devices, or no libtpu.
+    """
+    match = re.fullmatch(r"(v\w+):(\d+(?:x\d+){1,2})", name)
+    if not match or match[1] not in CHIPS:
+        raise UserError(f"config.topology {name!r}: expected CHIP:AxB or CHIP:AxBxC, CHIP of {', '.join(CHIPS)}")
+    # No TPU is opened, so neither its lock nor the metadata of a cloud machine matters.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    try:
+        devices = list(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
+    except Exception as error:  # the plug-in raises many kinds
+        hint = "" if "libtpu" not in str(error) else "; pip install libtpu"
+        raise UserError(f"config.topology {name!r}: libtpu cannot describe it ({str(error)[:200]}){hint}") from error
+    if len(devices) > MOST_DEVICES:
+        raise UserError(f"config.topology {name!r} has {len(devices)} devices; at most {MOST_DEVICES} are compiled for")
+    chips = math.prod(int(n) for n in match[2].split("x"))
+    share = chips / len(devices)  # a v4 chip shows as two devices
+    chip = CHIPS[match[1]]
+    return devices, Chip(*(value * share for value in dataclasses.astuple(chip)))
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Compiles both steps, prints what they take, and writes results.json."""
+    devices, chip = topology(config.topology)
+    mesh = sharding.make_mesh(config.mesh, config.batch_size, devices)
+    results = {}
+    for name, work in (("compile", train_step), ("compile_decode", decode_step)):
+        results[name] = work(config, mesh, chip)
+        rows = {k: f"{v:,.3f}" if isinstance(v, float) else f"{v:,}" for k, v in results[name].items()}
+        reporting.plan(f"{name}: {config.vlm} on {config.topology}, mesh {dict(mesh.shape)}", rows)
+        largest = results[name]["hbm_per_device_bytes"]
+        if largest > chip.hbm:
+            reporting.say(f"does NOT fit: {largest / 2**30:.1f} GiB a device, of {chip.hbm / 2**30:.0f}")
+    extra = {"config": json.loads(config.to_json_best_effort()), "versions": reporting.versions()}
+    reporting.write_json(workdir / "results.json", results | extra)
+    reporting.say(f"wrote {workdir / 'results.json'}")
+    return results
+
+
+def _placed(tree: Any, places: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
+
+
+def _whole(tree: Any, mesh: Mesh) -> Any:
+    where = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+
+def _rows(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.by_rows(mesh))
+
+
+def _vlm(config: ConfigDict, mesh: Mesh | None, remat: str) -> tuple[VLM, Any, Any]:
+    """A VLM without weights, their shapes, and how many tokens stand in front of a prompt."""
+    model, dtypes, frame = published.architecture(config.vlm, config.dtype, remat)
+    size = model.config.vision.image_size
+    vlm = VLM(model, None, None, BoxCodec(size), (0.5,) * 3, (0.5,) * 3, "", frame=frame, mesh=mesh)
+    front = len(re.findall(r"<[^<>]+>", frame.front))  # special tokens alone
+    return vlm, skeleton(model, dtypes), front
+
+
+def _report(
+    config: ConfigDict, mesh: Mesh, chip: Chip, shapes: Any, rows: int, lowered: Any, begin: float,
+    model_flops: int, executed: int, passes: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Compiles, and gathers what the issue of a run is about.
+
+    The estimate is the longest of three times that overlap: products at half the peak, reading the weights, and
+    gathering them over `fsdp`; each is `passes` times the weights.
+    """
+    compiled = lowered.compile()
+    seconds = time.monotonic() - begin
+    memory = compiled.memory_analysis()
+    hbm = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    hbm += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
+    places = sharding.shardings(shapes, mesh, sharding.rules(config.rules))
+    held = sharding.bytes_per_device(shapes, places)
+    fsdp = mesh.shape["fsdp"]
+    times = {
+        "products": executed / mesh.size / chip.flops / EFFICIENCY,
+        "reading": passes * held * fsdp / chip.hbm_rate,
+        "gathering": passes * held * (fsdp - 1) / chip.link_rate,
+    }
+    return {
+        "devices": mesh.size,
+        "params": count(shapes),
+        "global_batch": rows,
+        "hbm_per_device_bytes": int(hbm),
+        "frozen_per_device_bytes": int(held),
+        "flops_per_step": int(model_flops),
+        "executed_flops_per_step": int(executed),
+        "compile_seconds": seconds,
+        "estimated_step_seconds": max(times.values()),
+        "estimate_bound_by": max(times, key=times.get),
+    }
+
+
+def train_step(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
+    """The train step with the vision encoder in it, at config.batch_size images."""
+    begin = time.monotonic()
+
+    def build(mesh: Mesh | None, remat: str):
+        vlm, shapes, front = _vlm(config, mesh, remat)
+        method, tx = METHODS[config.method](vlm.model.config, **config.method_options), train.optimiser(config)
+        state = jax.eval_shape(lambda: train.initial(method, tx, config.seed))
+        batch = train.batch_shapes(config, vlm, front)
+        return vlm, shapes, train.make_step(vlm, method, tx), state, batch
+
+    vlm, shapes, step, state, batch = build(mesh, config.remat)
+    frozen = _placed(shapes, sharding.shardings(shapes, mesh, sharding.rules(config.rules)))
+    placed = {k: _rows(mesh, v.shape, v.dtype) for k, v in batch.items()}
+    executed = flops.count(step, state, shapes, batch)
+    model_flops = executed
+    if config.remat != "none":
+        _, _, plain, _, _ = build(mesh, "none")
+        model_flops = flops.count(plain, state, shapes, batch)
+    with sharding.on(mesh):
+        lowered = step.lower(_whole(state, mesh), frozen, placed)
+    passes = 2 + (config.remat != "none")  # forward, again if recomputed, backward
+    return _report(config, mesh, chip, shapes, config.batch_size, lowered, begin, model_flops, executed, passes)
+
+
+def decode_step(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
+    """Answering a batch of config.eval.batch_size questions a device, from the vision tokens to the last token."""
+    begin = time.monotonic()
+    vlm, shapes, front = _vlm(config, mesh, "none")
+    rows = config.eval.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
+    options = vlm.model.config
+    method = METHODS[config.method](options, **config.method_options)
+    inserts = jax.eval_shape(lambda: method.inserts(method.init(jax.random.key(0))))
+    length = front + config.text_length - config.eval.new_tokens
+    vision = _rows(mesh, (rows, 1, options.media_tokens, options.vision.width), jnp.float32)
+    ids, mask = _rows(mesh, (rows, length), jnp.int32), _rows(mesh, (rows, length), jnp.bool_)
+    frozen = _placed(shapes, sharding.shardings(shapes, mesh, sharding.rules(config.rules)))
+    beams = {"beams": config.eval.beams} if config.eval.decoder == "beam" else {}
+    search = decode.beam if beams else decode.greedy
+    extra = {"steps": config.eval.new_tokens, "suppress": vlm.suppressed} | beams
+    inputs = (vlm.model, frozen, vision, ids, mask, _whole(inserts, mesh))
+    with sharding.on(mesh):
+        lowered = search.lower(*inputs, **extra)
+    executed = flops.count(lambda *args: search(vlm.model, *args, **extra), *inputs[1:], trips=config.eval.new_tokens)
+    passes = 1 + config.eval.new_tokens
+    return _report(config, mesh, chip, shapes, rows, lowered, begin, executed, executed, passes)

@@ -1,0 +1,64 @@
+"""The interface that every VLM of the project offers, and what a method may put into one.
+
+A VLM is a Linen module with a `config` that has `vision.width`, `media_tokens` (vision tokens of one image, to which an
+insert is added), `image_token`, `end_token` and `pad_token`, and with these methods:
+
+  encode(pixels float[B, I, H, W, 3], inserts) -> vision tokens float[B, I, N, D]; B samples of I images each
+  fuse(vision, inserts) -> media, whatever the language model reads
+  __call__(pixels, input_ids int[R, T], attention_mask, inserts, vision, labels) -> logits float32[R, T, V]
+  predict(vision, texts, inserts) -> logits, labels and weights of teacher-forced texts, for the loss
+  prefill(vision, input_ids, attention_mask, steps, inserts, start, ragged) -> logits float32[R, V] and a cache, with
+    room for `steps` tokens more. `start` holds tokens that every answer starts with; `ragged` says that rows will be
+    given different numbers of tokens
+  step(cache, tokens int[R] or int[R, T], lengths) -> logits float32[R, V] and the cache. `lengths` int[R] says how many
+    of the T tokens are a row's own, in a ragged cache; the pads behind them are overwritten by what comes next
+  reorder(cache, rows int[R']) -> the cache whose row i is what row rows[i] was; rows stay with their image
+
+Rows of text may be a multiple of the samples: row r then asks about sample r // (R / B), so that an image's questions
+share what is computed of it.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Inserts:
+    """What a method puts into a frozen VLM; every field is optional.
+
+    Attributes:
+      vision_input: float[P, D], tokens after the class token at the vision encoder's input (VPT on phi_V).
+      vision_output: float[N, D], added to the vision encoder's output (PIN).
+      fusion_input: float[P, D], tokens among those handed to the fusion module (VPT on F).
+      text: float[P, D_text], embeddings in front of the text (CoOp).
+    """
+
+    vision_input: jax.Array | None = None
+    vision_output: jax.Array | None = None
+    fusion_input: jax.Array | None = None
+    text: jax.Array | None = None
+
+    def after_vision(self, vision: jax.Array) -> jax.Array:
+        """Vision tokens float[B, I, N, D] -> float[B, I, N (+ P), D]: x* = x + psi(S), then the fusion tokens."""
+        if self.vision_output is not None:
+            vision = (vision + self.vision_output).astype(vision.dtype)  # the sum in the insert's float32
+        if self.fusion_input is not None:
+            extra = self.fusion_input.astype(vision.dtype)
+            vision = jnp.concatenate([vision, jnp.broadcast_to(extra, (*vision.shape[:2], *extra.shape))], 2)
+        return vision
+
+    def before_text(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+        """Embeddings float[R, T, D] and mask bool[R, T] -> those with P more in front, and P."""
+        if self.text is None:
+            return x, mask, 0
+        prefix = self.text.shape[0]
+        front = jnp.broadcast_to(self.text.astype(x.dtype), (x.shape[0], *self.text.shape))
+        return jnp.concatenate([front, x], 1), jnp.pad(mask, [(0, 0), (prefix, 0)], constant_values=True), prefix
+
+
+def next_tokens(texts: dict[str, jax.Array], start: int = 1) -> tuple[jax.Array, jax.Array]:
+    """Labels int[R, T - start] and weights float[R, T - start]: what a causal model predicts of `ids` and `target`."""
+    return texts["ids"][:, start:], texts["target"][:, start:]

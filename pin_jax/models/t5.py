@@ -1,0 +1,260 @@
+"""T5 (1.1 and Flan): the encoder-decoder language model of BLIP-2 (RMSNorm, relative position bias, gated MLP)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from pin_jax.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Shape of both stacks.
+
+    Attributes:
+      vocab, width, heads, head_dim, mlp: the usual. depth: layers of the encoder, and of the decoder.
+      buckets, max_distance: of the relative position bias.
+      act: key of `layers.ACTIVATIONS`, in the gated feed-forward network. eps: of every RMSNorm.
+      start: token that decoding begins with.
+      dtype: of the computation; parameters keep their own.
+      unroll, remat: see `layers.scan`.
+    """
+
+    vocab: int = 32128
+    width: int = 2048
+    depth: int = 24
+    decoder_depth: int = 24
+    heads: int = 32
+    head_dim: int = 64
+    mlp: int = 5120
+    buckets: int = 32
+    max_distance: int = 128
+    act: str = "gelu"
+    eps: float = 1e-6
+    start: int = 0
+    dtype: Any = None
+    unroll: bool = False
+    remat: bool | str = False
+
+
+FLAN_T5_XL = T5Config()
+
+
+def bucket(distance: jax.Array, config: T5Config, two_sided: bool) -> jax.Array:
+    """Buckets int[...] of key position minus query position: exact when near, logarithmic further off.
+
+    Two-sided buckets tell before from after (encoder); one-sided ones hold what lies before (decoder).
+    """
+    buckets = config.buckets // 2 if two_sided else config.buckets
+    far = jnp.abs(distance) if two_sided else jnp.maximum(-distance, 0)
+    exact = buckets // 2
+    ratio = jnp.log(jnp.maximum(far, 1).astype(jnp.float32) / exact) / math.log(config.max_distance / exact)
+    spread = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
+    return jnp.where(far < exact, far, spread) + (buckets * (distance > 0) if two_sided else 0)
+
+
+class T5Attention(nn.Module):
+    """Unscaled attention without biases."""
+
+    config: T5Config
+
+    def setup(self):
+        config = self.config
+        dense = functools.partial(layers.dense, use_bias=False, dtype=config.dtype)
+        inner = config.heads * config.head_dim
+        self.q, self.k, self.v, self.out = dense(inner), dense(inner), dense(inner), dense(config.width)
+
+    def keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """float[B, S, D] -> keys and values float[B, S, H, d]."""
+        return tuple(rearrange(f(x), "b s (h d) -> b s h d", h=self.config.heads) for f in (self.k, self.v))
+
+    def __call__(self, x: jax.Array, keys: tuple[jax.Array, jax.Array], bias: jax.Array) -> jax.Array:
+        """x float[R, T, D] over keys and values float[B, S, H, d], bias as in `layers.attend`."""
+        q = rearrange(self.q(x), "r t (h d) -> r t h d", h=self.config.heads)
+        return self.out(rearrange(layers.attend(q, [(*keys, bias)], scale=1.0), "r t h d -> r t (h d)"))
+
+
+class T5Block(nn.Module):
+    """Pre-norm block: self-attention, cross-attention in the decoder, gated feed-forward network."""
+
+    config: T5Config
+    cross: bool
+
+    def setup(self):
+        config = self.config
+        norm = functools.partial(nn.RMSNorm, epsilon=config.eps, dtype=config.dtype)
+        dense = functools.partial(layers.dense, use_bias=False, dtype=config.dtype)
+        self.norm_1, self.self_attention = norm(), T5Attention(config)
+        if self.cross:
+            self.norm_cross, self.cross_attention = norm(), T5Attention(config)
+        self.norm_2, self.wi_0, self.wi_1 = norm(), dense(config.mlp), dense(config.mlp)
+        self.wo = dense(config.width)
+
+    def cross_keys(self, read: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The encoder's output float[B, S, D] -> keys and values float[B, S, H, d]."""
+        return self.cross_attention.keys(read)
+
+    def everything(self, x: jax.Array, bias: jax.Array) -> None:
+        """Touches every parameter, for their initialisation."""
+        self(x, bias, (*self.cross_keys(x), bias) if self.cross else None)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        bias: jax.Array,
+        read: layers.Segment | None = None,
+        cache: tuple[jax.Array, jax.Array] | None = None,
+        index: jax.Array | int = 0,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One block.
+
+        Args:
+          x: float[R, T, D].
+          bias: float[R or 1, H, T, S] over own keys: positions, causality and padding.
+          read: keys and values of the encoder's output, and their bias.
+          cache: own keys and values float[R, S, H, d], into which those of x are written from `index` on.
+
+        Returns:
+          x float[R, T, D] and its own keys and values.
+        """
+        y = self.norm_1(x)
+        keys = self.self_attention.keys(y)
+        if cache is not None:
+            keys = layers.write(cache, keys, index)
+        x = x + self.self_attention(y, keys, bias)
+        if self.cross:
+            x = x + self.cross_attention(self.norm_cross(x), read[:2], read[2])
+        y = self.norm_2(x)
+        return x + self.wo(layers.ACTIVATIONS[self.config.act](self.wi_0(y)) * self.wi_1(y)), keys
+
+
+class T5Stack(nn.Module):
+    """The encoder, or the decoder: blocks, the relative bias that they share, and the last norm."""
+
+    config: T5Config
+    decoder: bool
+
+    def setup(self):
+        config = self.config
+        self.bias = self.param("bias", nn.initializers.normal(0.02), (config.buckets, config.heads))
+        self.norm = nn.RMSNorm(epsilon=config.eps, dtype=config.dtype)
+        x, bias = jnp.zeros((1, 1, config.width)), jnp.zeros((1, config.heads, 1, 1))
+        self.blocks = self.param("blocks", lambda rng: self._block()[1](rng, x, bias, method="everything"))
+
+    def _block(self):
+        depth = self.config.decoder_depth if self.decoder else self.config.depth
+        return layers.stacked(functools.partial(T5Block, self.config, self.decoder), depth)
+
+    def position_bias(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Places int[T] or int[R, T], and int[S] -> float32[1 or R, H, T, S]."""
+        places = bucket(keys - jnp.atleast_2d(queries)[..., None], self.config, two_sided=not self.decoder)
+        return rearrange(self.bias[places].astype(jnp.float32), "r t s h -> r h t s")
+
+    def cross_keys(self, read: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The encoder's output float[B, S, D] -> keys and values of every layer, float[L, B, S, H, d]."""
+        block = self._block()[0]
+        return jax.vmap(lambda p: block.apply({"params": p}, read, method="cross_keys"))(self.blocks)
+
+    def __call__(self, x, bias, read=None, cache=None, index=0):
+        """All blocks and the norm; read: (keys and values [L, ...], bias), cache: keys and values [L, ...]."""
+        block = self._block()[0]
+
+        def body(x, inputs):
+            params, shared, own = inputs
+            segment = None if read is None else (*shared, read[1])
+            return block.apply({"params": params}, x, bias, segment, own, index)
+
+        xs = (self.blocks, None if read is None else read[0], cache)
+        x, keys = layers.scan(body, x, xs, unroll=self.config.unroll, remat=self.config.remat)
+        return self.norm(x), keys
+
+
+class T5(nn.Module):
+    """The language model, reading embeddings and writing a second text; the methods are those of `opt.OPT`."""
+
+    config: T5Config
+
+    def setup(self):
+        config = self.config
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (config.vocab, config.width))
+        self.encoder, self.decoder = T5Stack(config, decoder=False), T5Stack(config, decoder=True)
+        self.head = layers.dense(config.vocab, use_bias=False, dtype=config.dtype)
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """ids int[R, T] -> float[R, T, D]."""
+        x = self.embedding[ids]
+        return x if self.config.dtype is None else x.astype(self.config.dtype)
+
+    def _read(self, x: jax.Array, mask: jax.Array):
+        """Runs the encoder; returns what the decoder reads: keys and values [L, R, S, H, d], and their bias."""
+        places = jnp.arange(x.shape[1])
+        bias = self.encoder.position_bias(places, places) + layers.visible(mask)[:, None, None]
+        x, _ = self.encoder(x, bias)
+        return self.decoder.cross_keys(x), layers.visible(mask)[:, None, None]
+
+    def __call__(self, x: jax.Array, mask: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        """Embeddings float[R, S, D] under mask bool[R, S], labels int[R, T] -> logits float32[R, T, V] over the labels.
+
+        Labels that do not count may be -100, as in transformers, or padding.
+        """
+        if labels is None:
+            raise ValueError("labels: missing; an encoder-decoder language model predicts a second text")
+        ids = jnp.pad(jnp.maximum(labels, 0)[:, :-1], [(0, 0), (1, 0)], constant_values=self.config.start)
+        places = jnp.arange(ids.shape[1])
+        causal = layers.visible(places[None, :] <= places[:, None])
+        read = self._read(x, mask)
+        x, _ = self.decoder(self.embed(ids), self.decoder.position_bias(places, places) + causal, read)
+        return self.head(x).astype(jnp.float32)
+
+    def predict(
+        self, x: jax.Array, mask: jax.Array, texts: dict[str, jax.Array], skip: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Teacher forcing; see `pin_jax.models.interface`. `texts` holds the second text as labels int[R, T]."""
+        del skip
+        return self(x, mask, texts["labels"]), texts["labels"], texts["target"]
+
+    def prefill(
+        self, x: jax.Array, mask: jax.Array, steps: int, start: tuple[int, ...] = (), ragged: bool = False
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Reads prompts and makes room for `steps` tokens; logits float32[R, V] of the first, and a cache."""
+        config = self.config
+        read, bias = self._read(x, mask)
+        first = jnp.broadcast_to(jnp.array([config.start, *start]), (x.shape[0], 1 + len(start)))
+        room = (config.decoder_depth, x.shape[0], steps + first.shape[1], config.heads, config.head_dim)
+        cache = {
+            "read": read,
+            "read_bias": bias,
+            "text": jax.tree.map(lambda a: jnp.zeros(room, a.dtype), read),
+            "index": jnp.zeros(x.shape[:1] if ragged else (), jnp.int32),
+        }
+        return self.step(cache, first)
+
+    def step(
+        self, cache: dict[str, Any], tokens: jax.Array, lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Some tokens more: int[R] or int[R, T] -> logits float32[R, V] of the next, and the cache."""
+        tokens = tokens[:, None] if tokens.ndim == 1 else tokens
+        index, count = cache["index"], tokens.shape[1]
+        places = jnp.arange(cache["text"][0].shape[2])
+        own = index.reshape(-1, 1) + jnp.arange(count)
+        bias = self.decoder.position_bias(own, places) + layers.visible(places <= own[..., None])[:, None]
+        x, text = self.decoder(self.embed(tokens), bias, (cache["read"], cache["read_bias"]), cache["text"], index)
+        index = index + (count if lengths is None else lengths)
+        return self.head(layers.after(x, lengths)).astype(jnp.float32), {**cache, "text": text, "index": index}
+
+    @nn.nowrap
+    def reorder(self, cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
+        """Picks rows of a cache; what was read stays where it is, as rows stay with their prompt."""
+        return {
+            **cache,
+            "text": jax.tree.map(lambda a: a[:, rows], cache["text"]),
+            "index": layers.pick(cache["index"], rows),
+        }
