@@ -236,8 +236,8 @@ def test_expected_iou_is_the_best_of_all_boxes():
     automaton, _ = written("words")
     boxes = np.asarray(automaton.boxes)
     rng = np.random.default_rng(0)
-    found = np.stack([rng.choice(100, 20, replace=False) for _ in range(3)])
-    log_p = np.log(rng.dirichlet(np.full(20, 5.0), 3)).astype(np.float32) - 1.0
+    found = np.stack([rng.choice(100, 20, replace=False) for _ in range(24)])
+    log_p = np.log(rng.dirichlet(np.full(20, 5.0), 24)).astype(np.float32) - 1.0
     log_p[:, -5:] = grid_decode.NEGATIVE
     best, value = grid_decode.best_expected(automaton.spans, automaton.boxes[found], jnp.asarray(log_p))
     weights = np.exp(log_p) / np.exp(log_p).sum(1, keepdims=True)
