@@ -63,8 +63,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "background_split": "",  # backgrounds of another split: train are those that insert and VLM have seen
             "seed": 1_000_000,
             "images": 256,
-            "decoder": "greedy",  # greedy or beam
+            "decoder": "greedy",  # greedy, beam; on the grid: grid_greedy, grid_beam, expected_iou (docs/decoding.md)
             "beams": 3,
+            "candidates": 16,  # answers that expected_iou follows at a time
             "length_penalty": 1.0,
             "new_tokens": 12,
             "batch_size": 64,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,12 +13,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import prompts
+from input_pipeline.errors import UserError
 from input_pipeline.scenes import Scenes, scene_config
-from pin_jax import decode, metrics, reporting, sharding
+from pin_jax import box_automaton, decode, grid_decode, metrics, reporting, sharding
 from pin_jax.models.interface import Inserts
 from pin_jax.vlm import VLM
 
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries", "asked_iou", "other_iou")
+TEXT_DECODERS = ("greedy", "beam")
 RANDOM_DRAWS = 200
 
 
@@ -37,11 +41,15 @@ class Query:
 
 @dataclasses.dataclass
 class Answer:
-    """What was written: the raw text, the box float[4] read from it, and whether it parsed."""
+    """What was written: the raw text, the box float[4] read from it, whether it parsed, and how sure the decoder is.
+
+    The score is 1 where a decoder gives none; see `pin_jax.grid_decode.answer`.
+    """
 
     text: str
     box: np.ndarray
     parsed: bool
+    score: float = 1.0
 
 
 def queries(records: list[dict[str, Any]]) -> list[Query]:
@@ -66,33 +74,49 @@ def ask(
     Args:
       vision: float[images, N, D].
       asked: index of the image, and the text that the model goes on from (the VLM's frame is put around it).
-      options: config.eval: decoder (`greedy` or `beam`), beams, length_penalty, new_tokens, batch_size.
+      options: config.eval: decoder (one of `TEXT_DECODERS`), beams, length_penalty, new_tokens, batch_size.
 
     Returns:
       The new text of each question.
     """
+    if options.decoder not in TEXT_DECODERS:
+        raise UserError(
+            f"config.eval.decoder {options.decoder!r}: expected {' or '.join(TEXT_DECODERS)}; "
+            f"for boxes also {', '.join(grid_decode.DECODERS)}"
+        )
+    search = functools.partial(decode.greedy, steps=options.new_tokens, suppress=vlm.suppressed)
+    if options.decoder == "beam":
+        search = functools.partial(
+            decode.beam, steps=options.new_tokens, suppress=vlm.suppressed,
+            beams=options.beams, length_penalty=options.length_penalty,
+        )  # fmt: skip
+    return vlm.read(_batched(vlm, vision, asked, inserts, options.batch_size, title, search))
+
+
+def _batched(
+    vlm: VLM,
+    vision: np.ndarray,
+    asked: list[tuple[int, str]],
+    inserts: Inserts,
+    size: int,
+    title: str,
+    search: Callable,
+) -> Any:
+    """What a decoder makes of all questions, arrays of as many rows."""
     ids, mask = vlm.tokenize([vlm.frame.prompt(prompt) for _, prompt in asked])
     ids, mask = _bucket(ids, mask, vlm.tokenizer.pad_token_id)
     inserts = inserts if vlm.mesh is None else sharding.replicate(inserts, vlm.mesh)
-    search = decode.greedy
-    extra = {}
-    if options.decoder == "beam":
-        search, extra = decode.beam, {"beams": options.beams, "length_penalty": options.length_penalty}
-    texts: list[str] = []
-    size = options.batch_size
+    out = []
     with reporting.progress(title, len(asked), "question") as advance:
         for start in range(0, len(asked), size):
             rows = np.arange(start, start + size).clip(max=len(asked) - 1)  # one batch shape, one compilation
             images = np.array([asked[r][0] for r in rows])
             inputs = vision[images][:, None], ids[rows], mask[rows]
             with sharding.on(vlm.mesh):
-                out = search(
-                    vlm.model, vlm.params, *(sharding.spread(x, vlm.mesh) for x in inputs), inserts,
-                    steps=options.new_tokens, suppress=vlm.suppressed, **extra,
-                )  # fmt: skip
-            texts += vlm.read(sharding.fetch(out))
+                found = search(vlm.model, vlm.params, *(sharding.spread(x, vlm.mesh) for x in inputs), inserts)
+            out.append(jax.tree.map(sharding.fetch, found))
             advance(min(start + size, len(asked)))
-    return texts[: len(asked)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(asked)], *out)
 
 
 def _bucket(ids: np.ndarray, mask: np.ndarray, pad: int, multiple: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -105,8 +129,18 @@ def locate(
     vlm: VLM, vision: np.ndarray, asked: list[tuple[int, str]], inserts: Inserts, options: ConfigDict, title: str
 ):
     """Asks where each (image, name) is; returns a list of `Answer`."""
-    texts = ask(vlm, vision, [(i, prompts.question(name)) for i, name in asked], inserts, options, title)
-    return [Answer(text, *vlm.codec.decode(text)) for text in texts]
+    where = [(i, prompts.question(name)) for i, name in asked]
+    if options.decoder not in grid_decode.DECODERS:
+        return [Answer(text, *vlm.codec.decode(text)) for text in ask(vlm, vision, where, inserts, options, title)]
+    search = functools.partial(
+        grid_decode.answer,
+        automaton=box_automaton.build(vlm.tokenizer, vlm.codec, vlm.frame.tail),
+        decoder=options.decoder,
+        beams={"grid_greedy": 1, "grid_beam": options.beams}.get(options.decoder, options.get("candidates", 16)),
+    )
+    found = zip(*_batched(vlm, vision, where, inserts, options.batch_size, title, search), strict=True)
+    texts = [(vlm.codec.encode(vlm.codec.to_cells(box)), float(score)) for box, score in found]
+    return [Answer(text, *vlm.codec.decode(text), score) for text, score in texts]
 
 
 def scenes(config: ConfigDict, vlm: VLM) -> list[dict[str, Any]]:
@@ -194,7 +228,7 @@ def write_coco(
         {"images": images, "annotations": truth, "categories": [{"id": i, "name": n} for n, i in category.items()]},
     )
     found = [
-        {"image_id": q.image, "category_id": category[q.name], "bbox": xywh(a.box), "score": 1.0,
+        {"image_id": q.image, "category_id": category[q.name], "bbox": xywh(a.box), "score": a.score,
          "name": q.name, "text": a.text, "parsed": bool(a.parsed)}
         for q, a in zip(asked, answers, strict=True)
     ]  # fmt: skip

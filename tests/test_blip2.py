@@ -176,6 +176,29 @@ def test_cache_against_whole_texts(reference):
             logits, cache = run(model, "step")(params, cache, tokens[:, i])
 
 
+def test_several_tokens_at_once(reference):
+    """A start read with the prompt and steps of different lengths for each row, against a token at a time."""
+    model, params = reference.model, reference.params
+    vision = jnp.asarray(reference.arrays["out/vision"])[:, None]
+    rows, start, texts = len(reference.ids), (9, 12), np.array([[20, 21, 22, 23], [30, 31, 32, 33]])
+    texts = np.tile(texts, (rows // 2 + 1, 1))[:rows]
+    logits, cache = run(model, "prefill")(params, vision, reference.ids, reference.mask, steps=6)
+    whole = []
+    for token in [*np.tile(start, (rows, 1)).T, *texts.T]:
+        logits, cache = run(model, "step")(params, cache, jnp.asarray(token))
+        whole.append(np.asarray(logits))
+    whole = np.stack(whole, 1)[:, 1:]  # after the start, and after each token
+    prompt = params, vision, reference.ids, reference.mask
+    logits, cache = run(model, "prefill")(*prompt, steps=8, start=start, ragged=True)
+    np.testing.assert_allclose(logits, whole[:, 0], **TOLERANCE)
+    done = np.zeros(rows, int)
+    for lengths in (np.arange(rows) % 2 * 2 + 1, np.arange(rows) % 2 * -2 + 3):  # 1, 3, ... then 3, 1, ...
+        tokens = np.array([[*text[i : i + n], *[5] * (3 - n)] for text, i, n in zip(texts, done, lengths, strict=True)])
+        logits, cache = run(model, "step")(params, cache, jnp.asarray(tokens), jnp.asarray(lengths))
+        done += lengths
+        np.testing.assert_allclose(logits, whole[np.arange(rows), done], **TOLERANCE)
+
+
 @only("blip2_t5")
 def test_rows_share_their_image(reference):
     """Two questions of each image at once are those questions one by one."""

@@ -54,8 +54,8 @@ def flamingo(depth: int = 2, cross_every: int = 1):
 
 @functools.cache
 def run(model, method: str = "__call__"):
-    """A method of a module, compiled once a shape: (params, *args) -> outputs. `steps` counts as static."""
-    static = ("steps",) if method == "prefill" else ()
+    """A method of a module, compiled once a shape: (params, *args) -> outputs. What sets prefill's shapes is static."""
+    static = ("steps", "start", "ragged") if method == "prefill" else ()
     return jax.jit(lambda params, *args, **kwargs: model.apply({"params": params}, *args, method=method, **kwargs),
                    static_argnames=static)  # fmt: skip
 

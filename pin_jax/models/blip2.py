@@ -126,18 +126,22 @@ class Blip2(nn.Module):
         attention_mask: jax.Array,
         steps: int,
         inserts: Inserts = Inserts(),
+        start: tuple[int, ...] = (),
+        ragged: bool = False,
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Reads left-padded prompts and makes room for `steps` tokens.
+        """Reads left-padded prompts and makes room for `steps` tokens; see the interface.
 
         Returns:
           Logits float32[R, V] of the next token, and the cache for `step`.
         """
         x, mask, _ = self._embed(vision, input_ids, attention_mask, inserts)
-        return self.lm.prefill(x, mask, steps)
+        return self.lm.prefill(x, mask, steps, start, ragged)
 
-    def step(self, cache: dict[str, Any], tokens: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        """One token more: tokens int[R] -> logits float32[R, V] of the next, and the cache."""
-        return self.lm.step(cache, tokens)
+    def step(
+        self, cache: dict[str, Any], tokens: jax.Array, lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Some tokens more: int[R] or int[R, T] -> logits float32[R, V] of the next, and the cache."""
+        return self.lm.step(cache, tokens, lengths)
 
     @nn.nowrap
     def reorder(self, cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:

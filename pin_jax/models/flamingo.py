@@ -246,12 +246,21 @@ class Flamingo(nn.Module):
         attention_mask: jax.Array,
         steps: int,
         inserts: Inserts = Inserts(),
+        start: tuple[int, ...] = (),
+        ragged: bool = False,
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Reads a left-padded prompt and makes room for `steps` more tokens.
+
+        Args:
+          start: tokens that the answer of every row starts with; they are read with the prompt.
+          ragged: rows will be given different numbers of tokens (the `lengths` of `step`).
 
         Returns:
           Logits float32[R, V] of the next token, and the cache for `step`.
         """
+        first = jnp.broadcast_to(jnp.array(start, input_ids.dtype), (input_ids.shape[0], len(start)))
+        input_ids = jnp.concatenate([input_ids, first], 1)
+        attention_mask = jnp.pad(attention_mask, [(0, 0), (0, len(start))], constant_values=1)
         x, prefix, mask = self._embed(input_ids, attention_mask, inserts)
         media = self.fuse(vision, inserts)
         keys = self._media_keys(media)
@@ -263,20 +272,33 @@ class Flamingo(nn.Module):
             "text": jax.tree.map(lambda a: jnp.pad(a, room), written),
             "media": keys,
             "visible": self._visible(index[:, -1:], media),
-            "mask": jnp.pad(mask, [(0, 0), (0, steps)]),
-            "index": jnp.asarray(x.shape[1], jnp.int32),
+            "mask": jnp.pad(mask, [(0, 0), (0, steps)], constant_values=True),
+            "index": jnp.full(x.shape[:1] if ragged else (), x.shape[1], jnp.int32),
         }
         return self.lm.logits(x[:, -1]), cache
 
-    def step(self, cache: dict[str, Any], tokens: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        """One token more: tokens int[R] -> logits float32[R, V] of the next, and the cache."""
+    def step(
+        self, cache: dict[str, Any], tokens: jax.Array, lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Some tokens more.
+
+        Args:
+          cache: from `prefill` or the step before.
+          tokens: int[R], or int[R, T] for several at once.
+          lengths: int[R], how many of the T are a row's own, the others being pads behind them; only for a cache that
+            is `ragged`. Later tokens overwrite the pads. A row that gets none has logits that mean nothing.
+
+        Returns:
+          Logits float32[R, V] of the token after each row's last one, and the cache.
+        """
+        tokens = tokens[:, None] if tokens.ndim == 1 else tokens
+        rows, count = tokens.shape
         index = cache["index"]
-        mask = jax.lax.dynamic_update_slice_in_dim(cache["mask"], jnp.ones((tokens.shape[0], 1), bool), index, 1)
-        bias = alibi_bias(index[None], mask, self.config.lm)
-        x, text = self.lm.run(
-            self.lm.embed(tokens[:, None]), cache["media"], cache["visible"], bias, cache["text"], index
-        )
-        return self.lm.logits(x[:, 0]), {**cache, "text": text, "mask": mask, "index": index + 1}
+        bias = alibi_bias(index[..., None] + jnp.arange(count), cache["mask"], self.config.lm)
+        visible = jnp.broadcast_to(cache["visible"], (rows, count, cache["visible"].shape[2]))
+        x, text = self.lm.run(self.lm.embed(tokens), cache["media"], visible, bias, cache["text"], index)
+        index = index + (count if lengths is None else lengths)
+        return self.lm.logits(layers.after(x, lengths)), {**cache, "text": text, "index": index}
 
     def _embed(self, ids, mask, inserts):
         """Embeddings, the number of learned ones in front, and the mask bool[R, P + T]."""
@@ -305,4 +327,5 @@ class Flamingo(nn.Module):
             "text": jax.tree.map(lambda a: a[:, rows], cache["text"]),
             "visible": cache["visible"][rows],
             "mask": cache["mask"][rows],
+            "index": layers.pick(cache["index"], rows),
         }

@@ -7,8 +7,11 @@ insert is added), `image_token`, `end_token` and `pad_token`, and with these met
   fuse(vision, inserts) -> media, whatever the language model reads
   __call__(pixels, input_ids int[R, T], attention_mask, inserts, vision, labels) -> logits float32[R, T, V]
   predict(vision, texts, inserts) -> logits, labels and weights of teacher-forced texts, for the loss
-  prefill(vision, input_ids, attention_mask, steps, inserts) -> logits float32[R, V] and a cache
-  step(cache, tokens int[R]) -> logits float32[R, V] and the cache
+  prefill(vision, input_ids, attention_mask, steps, inserts, start, ragged) -> logits float32[R, V] and a cache, with
+    room for `steps` tokens more. `start` holds tokens that every answer starts with; `ragged` says that rows will be
+    given different numbers of tokens
+  step(cache, tokens int[R] or int[R, T], lengths) -> logits float32[R, V] and the cache. `lengths` int[R] says how many
+    of the T tokens are a row's own, in a ragged cache; the pads behind them are overwritten by what comes next
   reorder(cache, rows int[R']) -> the cache whose row i is what row rows[i] was; rows stay with their image
 
 Rows of text may be a multiple of the samples: row r then asks about sample r // (R / B), so that an image's questions

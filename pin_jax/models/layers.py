@@ -98,16 +98,41 @@ def attend(q: jax.Array, segments: list[Segment], scale: float | None = None) ->
 
 
 def write(cache: tuple[jax.Array, ...], new: tuple[jax.Array, ...], index: jax.Array | int) -> tuple[jax.Array, ...]:
-    """Writes keys and values float[R, T, H, d] into a cache float[R, S, H, d] from place `index` on."""
-    return tuple(
-        jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), index, 1)
-        for old, x in zip(cache, new, strict=True)
-    )
+    """Writes keys and values float[R, T, H, d] into a cache float[R, S, H, d]; `index` as in `extend`."""
+    return tuple(extend(old, x, index) for old, x in zip(cache, new, strict=True))
 
 
 def visible(mask: jax.Array) -> jax.Array:
     """Mask bool[...] -> logit bias float32[...]: 0 where seen, `NEGATIVE` elsewhere."""
     return jnp.where(mask, 0.0, NEGATIVE)
+
+
+def extend(cache: jax.Array, new: jax.Array, index: jax.Array | int) -> jax.Array:
+    """Writes keys or values into a decoding cache.
+
+    Args:
+      cache: float[B, S, H, d]. new: float[B, T, H, d].
+      index: where the first of them goes: int[], or int[B] for rows that have come to different places. What would
+        lie beyond S is dropped in the second case, and must not happen in the first.
+    """
+    new = new.astype(cache.dtype)
+    if jnp.ndim(index) == 0:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, index, 1)
+    place = jnp.arange(cache.shape[1]) - index[:, None]  # of each slot among the new ones
+    moved = jnp.take_along_axis(new, place.clip(0, new.shape[1] - 1)[..., None, None], 1)
+    return jnp.where(((place >= 0) & (place < new.shape[1]))[..., None, None], moved, cache)
+
+
+def after(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """The last of float[R, T, D] that is a row's own, float[R, D]: all T are without lengths int[R]."""
+    if lengths is None:
+        return x[:, -1]
+    return jnp.take_along_axis(x, (lengths - 1).clip(0)[:, None, None], 1)[:, 0]
+
+
+def pick(index: jax.Array, rows: jax.Array) -> jax.Array:
+    """How far rows int[R'] of a cache have come: its index int[R], or int[] where all are alike."""
+    return index[rows] if index.ndim else index
 
 
 def dense(features: int, use_bias: bool = True, name: str | None = None, dtype: Any = None) -> nn.Dense:

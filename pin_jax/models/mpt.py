@@ -54,14 +54,13 @@ def alibi_bias(query_pos: jax.Array, key_mask: jax.Array, config: MPTConfig) -> 
     """Logit bias float[B, H, T, S]: ALiBi, causality and padding in one.
 
     Args:
-      query_pos: int[T], the place of each query among the S keys.
-      key_mask: bool[B, S], False at pads and at places not yet written.
+      query_pos: int[T] or int[B, T], the place of each query among the S keys.
+      key_mask: bool[B, S], False at pads. Places not yet written lie behind every query: causality hides them.
     """
     keys = jnp.arange(key_mask.shape[1])
-    distance = (keys[None, :] - query_pos[:, None]).astype(jnp.float32)  # <= 0 where visible
+    distance = (keys - query_pos[..., None]).astype(jnp.float32)[..., None, :, :]  # <= 0 where visible
     bias = alibi_slopes(config.heads, config.alibi_max)[:, None, None] * distance
-    visible = (distance <= 0)[None, None] & key_mask[:, None, None, :]
-    return jnp.where(visible, bias[None], layers.NEGATIVE)
+    return jnp.where((distance <= 0) & key_mask[:, None, None, :], bias, layers.NEGATIVE)
 
 
 class MPTBlock(nn.Module):
@@ -82,8 +81,8 @@ class MPTBlock(nn.Module):
         Args:
           x: float[B, T, D].
           bias: float[B, H, T, S], see `alibi_bias`.
-          cache: keys and values float[B, S, H, d] each, into which those of x are written from `index` on;
-            without it S = T.
+          cache: keys and values float[B, S, H, d] each, into which those of x are written from `index` on, int[] or
+            int[B]; without it S = T.
 
         Returns:
           x float[B, T, D], and the keys and values that were attended to.

@@ -159,30 +159,45 @@ class OPT(nn.Module):
         hidden, _ = self._read(x[:, :-1], mask[:, :-1])  # the last token is only predicted
         return self.logits(hidden[:, prefix + skip - 1 :]), *next_tokens(texts, skip)
 
-    def prefill(self, x: jax.Array, mask: jax.Array, steps: int) -> tuple[jax.Array, dict[str, Any]]:
+    def prefill(
+        self, x: jax.Array, mask: jax.Array, steps: int, start: tuple[int, ...] = (), ragged: bool = False
+    ) -> tuple[jax.Array, dict[str, Any]]:
         """Reads left-padded prompts, makes room for `steps` tokens; logits float32[R, V] of the next, and a cache."""
         config = self.config
+        if start:
+            first = self.embed(jnp.broadcast_to(jnp.array(start), (x.shape[0], len(start)))).astype(x.dtype)
+            x = jnp.concatenate([x, first], 1)
+            mask = jnp.pad(mask, [(0, 0), (0, len(start))], constant_values=True)
         hidden, keys = self._read(x, mask)
         room = (config.depth, x.shape[0], steps, config.heads, config.width // config.heads)
         cache = {
             "prompt": keys,
             "mask": mask,
             "text": jax.tree.map(lambda a: jnp.zeros(room, a.dtype), keys),
-            "index": jnp.zeros((), jnp.int32),
+            "index": jnp.zeros(x.shape[:1] if ragged else (), jnp.int32),
         }
         return self.logits(hidden[:, -1]), cache
 
-    def step(self, cache: dict[str, Any], tokens: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        """One token more: tokens int[R] -> logits float32[R, V] of the next, and the cache."""
+    def step(
+        self, cache: dict[str, Any], tokens: jax.Array, lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Some tokens more: int[R] or int[R, T] -> logits float32[R, V] of the next, and the cache."""
+        tokens = tokens[:, None] if tokens.ndim == 1 else tokens
+        rows, count = tokens.shape
         index, mask = cache["index"], cache["mask"]
-        places = jnp.repeat(mask.sum(1), tokens.shape[0] // mask.shape[0]) + index
-        x = self._place(self.embed(tokens[:, None]), places[:, None])
-        bias = layers.visible(jnp.arange(cache["text"][0].shape[2]) <= index)[None, None, None]
+        own = index.reshape(-1, 1) + jnp.arange(count)
+        x = self._place(self.embed(tokens), jnp.repeat(mask.sum(1), rows // mask.shape[0])[:, None] + own)
+        bias = layers.visible(jnp.arange(cache["text"][0].shape[2]) <= own[..., None])[:, None]
         prompt = cache["prompt"], layers.visible(mask)[:, None, None]
         x, text = self._run(x, bias, prompt, cache["text"], index)
-        return self.logits(x[:, 0]), {**cache, "text": text, "index": index + 1}
+        index = index + (count if lengths is None else lengths)
+        return self.logits(layers.after(x, lengths)), {**cache, "text": text, "index": index}
 
     @nn.nowrap
     def reorder(self, cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
         """Picks rows of a cache; prompts stay where they are, as rows stay with their prompt."""
-        return {**cache, "text": jax.tree.map(lambda a: a[:, rows], cache["text"])}
+        return {
+            **cache,
+            "text": jax.tree.map(lambda a: a[:, rows], cache["text"]),
+            "index": layers.pick(cache["index"], rows),
+        }

@@ -154,9 +154,9 @@ class T5Stack(nn.Module):
         return layers.stacked(functools.partial(T5Block, self.config, self.decoder), depth)
 
     def position_bias(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Places int[T] and int[S] -> float32[1, H, T, S]."""
-        places = bucket(keys[None, :] - queries[:, None], self.config, two_sided=not self.decoder)
-        return rearrange(self.bias[places].astype(jnp.float32), "t s h -> 1 h t s")
+        """Places int[T] or int[R, T], and int[S] -> float32[1 or R, H, T, S]."""
+        places = bucket(keys - jnp.atleast_2d(queries)[..., None], self.config, two_sided=not self.decoder)
+        return rearrange(self.bias[places].astype(jnp.float32), "r t s h -> r h t s")
 
     def cross_keys(self, read: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The encoder's output float[B, S, D] -> keys and values of every layer, float[L, B, S, H, d]."""
@@ -221,30 +221,40 @@ class T5(nn.Module):
         del skip
         return self(x, mask, texts["labels"]), texts["labels"], texts["target"]
 
-    def prefill(self, x: jax.Array, mask: jax.Array, steps: int) -> tuple[jax.Array, dict[str, Any]]:
+    def prefill(
+        self, x: jax.Array, mask: jax.Array, steps: int, start: tuple[int, ...] = (), ragged: bool = False
+    ) -> tuple[jax.Array, dict[str, Any]]:
         """Reads prompts and makes room for `steps` tokens; logits float32[R, V] of the first, and a cache."""
         config = self.config
         read, bias = self._read(x, mask)
-        room = (config.decoder_depth, x.shape[0], steps + 1, config.heads, config.head_dim)
+        first = jnp.broadcast_to(jnp.array([config.start, *start]), (x.shape[0], 1 + len(start)))
+        room = (config.decoder_depth, x.shape[0], steps + first.shape[1], config.heads, config.head_dim)
         cache = {
             "read": read,
             "read_bias": bias,
             "text": jax.tree.map(lambda a: jnp.zeros(room, a.dtype), read),
-            "index": jnp.zeros((), jnp.int32),
+            "index": jnp.zeros(x.shape[:1] if ragged else (), jnp.int32),
         }
-        return self.step(cache, jnp.full(x.shape[0], config.start))
+        return self.step(cache, first)
 
-    def step(self, cache: dict[str, Any], tokens: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        """One token more: tokens int[R] -> logits float32[R, V] of the next, and the cache."""
-        index = cache["index"]
+    def step(
+        self, cache: dict[str, Any], tokens: jax.Array, lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Some tokens more: int[R] or int[R, T] -> logits float32[R, V] of the next, and the cache."""
+        tokens = tokens[:, None] if tokens.ndim == 1 else tokens
+        index, count = cache["index"], tokens.shape[1]
         places = jnp.arange(cache["text"][0].shape[2])
-        bias = self.decoder.position_bias(index[None], places) + layers.visible(places <= index)
-        x, text = self.decoder(
-            self.embed(tokens[:, None]), bias, (cache["read"], cache["read_bias"]), cache["text"], index
-        )
-        return self.head(x[:, 0]).astype(jnp.float32), {**cache, "text": text, "index": index + 1}
+        own = index.reshape(-1, 1) + jnp.arange(count)
+        bias = self.decoder.position_bias(own, places) + layers.visible(places <= own[..., None])[:, None]
+        x, text = self.decoder(self.embed(tokens), bias, (cache["read"], cache["read_bias"]), cache["text"], index)
+        index = index + (count if lengths is None else lengths)
+        return self.head(layers.after(x, lengths)).astype(jnp.float32), {**cache, "text": text, "index": index}
 
     @nn.nowrap
     def reorder(self, cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
         """Picks rows of a cache; what was read stays where it is, as rows stay with their prompt."""
-        return {**cache, "text": jax.tree.map(lambda a: a[:, rows], cache["text"])}
+        return {
+            **cache,
+            "text": jax.tree.map(lambda a: a[:, rows], cache["text"]),
+            "index": layers.pick(cache["index"], rows),
+        }
