@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -41,6 +42,25 @@ def attention(
 
 
 NEGATIVE = -1e9  # finite: a row of hidden keys stays a number
+
+
+def causal_bias(query_pos: jax.Array, key_mask: jax.Array) -> jax.Array:
+    """Logit bias float[B, 1, T, S] that hides what comes later, and pads.
+
+    Args:
+      query_pos: int[T], the place of each query among the S keys.
+      key_mask: bool[B, S], False at pads and at places not yet written.
+    """
+    earlier = jnp.arange(key_mask.shape[1]) <= query_pos[:, None]
+    return jnp.where(earlier & key_mask[:, None, None, :], 0.0, NEGATIVE)
+
+
+def write_cache(
+    cache: tuple[jax.Array, jax.Array], new: tuple[jax.Array, jax.Array], index: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values float[B, S, H, d] with new ones float[B, T, H, d] written from place `index` on."""
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index, axis=1)
+    return tuple(write(old, fresh.astype(old.dtype)) for old, fresh in zip(cache, new, strict=True))
 
 
 def dense(features: int, use_bias: bool = True, name: str | None = None, dtype: Any = None) -> nn.Dense:

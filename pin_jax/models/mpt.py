@@ -1,10 +1,10 @@
-"""MPT: the decoder blocks of OpenFlamingo's language models (no biases, ALiBi, exact gelu, tied head)."""
+"""MPT: the decoder blocks of most of OpenFlamingo's language models (no biases, ALiBi, exact gelu, tied head)."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,10 @@ from pin_jax.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class MPTConfig:
-    """Shape of the decoder.
+    """Shape of the decoder, and what a Flamingo asks of any language model.
+
+    That is: vocab, width, depth, heads, eps and dtype; `block`; `context`, what its blocks know of places and pads;
+    norm_bias, whether the last LayerNorm has a bias; tied, whether the embedding is the head.
 
     Attributes:
       vocab, width, depth, heads: the usual. mlp_ratio: of the feed-forward network.
@@ -34,12 +37,23 @@ class MPTConfig:
     eps: float = 1e-5
     dtype: Any = None
 
+    norm_bias: ClassVar[bool] = False
+    tied: ClassVar[bool] = True
+
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
 
+    def block(self, parent: Any = None) -> nn.Module:
+        """One block as a pure function of its parameters."""
+        return MPTBlock(self, parent=parent)
 
-MPT_1B = MPTConfig(vocab=50432, width=2048, depth=24, heads=16, qk_norm=True)
+    def context(self, query_pos: jax.Array, key_mask: jax.Array) -> jax.Array:
+        """What every block is given: see `alibi_bias`."""
+        return alibi_bias(query_pos, key_mask, self)
+
+
+MPT_1B = MPTConfig(vocab=50368, width=2048, depth=24, heads=16, qk_norm=True)
 MPT_7B = MPTConfig()
 
 
@@ -57,11 +71,10 @@ def alibi_bias(query_pos: jax.Array, key_mask: jax.Array, config: MPTConfig) -> 
       query_pos: int[T], the place of each query among the S keys.
       key_mask: bool[B, S], False at pads and at places not yet written.
     """
-    keys = jnp.arange(key_mask.shape[1])
-    distance = (keys[None, :] - query_pos[:, None]).astype(jnp.float32)  # <= 0 where visible
+    distance = (jnp.arange(key_mask.shape[1]) - query_pos[:, None]).astype(jnp.float32)  # <= 0 where visible
     bias = alibi_slopes(config.heads, config.alibi_max)[:, None, None] * distance
-    visible = (distance <= 0)[None, None] & key_mask[:, None, None, :]
-    return jnp.where(visible, bias[None], layers.NEGATIVE)
+    hidden = layers.causal_bias(query_pos, key_mask)
+    return jnp.where(hidden == 0, bias[None], hidden)
 
 
 class MPTBlock(nn.Module):
@@ -96,10 +109,7 @@ class MPTBlock(nn.Module):
             q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
         q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=config.heads) for t in (q, k, v))
         if cache is not None:
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, 1)
-                for old, new in zip(cache, (k, v), strict=True)
-            )
+            k, v = layers.write_cache(cache, (k, v), index)
         out = layers.attention(q, k, v, bias)
         x = x + dense(config.width, name="out")(rearrange(out, "b n h d -> b n (h d)"))
         y = dense(config.width * config.mlp_ratio, name="up")(norm(name="norm_2")(x))
