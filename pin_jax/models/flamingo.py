@@ -166,7 +166,7 @@ class GatedDecoder(nn.Module):
         cache: tuple[jax.Array, jax.Array] | None = None,
         index: jax.Array | int = 0,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """All blocks, given the language model's `context`; returns x float[R, T, D], keys and values [L, R, S, H, d]."""
+        """All blocks, given `config.lm.context`; returns x float[R, T, D] and keys and values float[L, R, S, H, d]."""
         every, depth = self.config.cross_every, self.config.lm.depth
         groups = depth // every
         block_layer, gate_layer = self._block()[0], self._gate()[0]

@@ -44,23 +44,20 @@ def attention(
 NEGATIVE = -1e9  # finite: a row of hidden keys stays a number
 
 
-def causal_bias(query_pos: jax.Array, key_mask: jax.Array) -> jax.Array:
-    """Logit bias float[B, 1, T, S] that hides what comes later, and pads.
+def extend(cache: jax.Array, new: jax.Array, index: jax.Array | int) -> jax.Array:
+    """Writes keys or values into a decoding cache.
 
     Args:
-      query_pos: int[T], the place of each query among the S keys.
-      key_mask: bool[B, S], False at pads and at places not yet written.
+      cache: float[B, S, H, d]. new: float[B, T, H, d].
+      index: where the first of them goes: int[], or int[B] for rows that have come to different places. What would
+        lie beyond S is dropped in the second case, and must not happen in the first.
     """
-    earlier = jnp.arange(key_mask.shape[1]) <= query_pos[:, None]
-    return jnp.where(earlier & key_mask[:, None, None, :], 0.0, NEGATIVE)
-
-
-def write_cache(
-    cache: tuple[jax.Array, jax.Array], new: tuple[jax.Array, jax.Array], index: jax.Array | int
-) -> tuple[jax.Array, jax.Array]:
-    """Keys and values float[B, S, H, d] with new ones float[B, T, H, d] written from place `index` on."""
-    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index, axis=1)
-    return tuple(write(old, fresh.astype(old.dtype)) for old, fresh in zip(cache, new, strict=True))
+    new = new.astype(cache.dtype)
+    if jnp.ndim(index) == 0:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, index, 1)
+    place = jnp.arange(cache.shape[1]) - index[:, None]  # of each slot among the new ones
+    moved = jnp.take_along_axis(new, place.clip(0, new.shape[1] - 1)[..., None, None], 1)
+    return jnp.where(((place >= 0) & (place < new.shape[1]))[..., None, None], moved, cache)
 
 
 def dense(features: int, use_bias: bool = True, name: str | None = None, dtype: Any = None) -> nn.Dense:

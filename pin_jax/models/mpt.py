@@ -68,13 +68,13 @@ def alibi_bias(query_pos: jax.Array, key_mask: jax.Array, config: MPTConfig) -> 
     """Logit bias float[B, H, T, S]: ALiBi, causality and padding in one.
 
     Args:
-      query_pos: int[T], the place of each query among the S keys.
-      key_mask: bool[B, S], False at pads and at places not yet written.
+      query_pos: int[T] or int[B, T], the place of each query among the S keys.
+      key_mask: bool[B, S], False at pads. Places not yet written lie behind every query: causality hides them.
     """
-    distance = (jnp.arange(key_mask.shape[1]) - query_pos[:, None]).astype(jnp.float32)  # <= 0 where visible
+    keys = jnp.arange(key_mask.shape[1])
+    distance = (keys - query_pos[..., None]).astype(jnp.float32)[..., None, :, :]  # <= 0 where visible
     bias = alibi_slopes(config.heads, config.alibi_max)[:, None, None] * distance
-    hidden = layers.causal_bias(query_pos, key_mask)
-    return jnp.where(hidden == 0, bias[None], hidden)
+    return jnp.where((distance <= 0) & key_mask[:, None, None, :], bias, layers.NEGATIVE)
 
 
 class MPTBlock(nn.Module):
@@ -109,7 +109,7 @@ class MPTBlock(nn.Module):
             q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
         q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=config.heads) for t in (q, k, v))
         if cache is not None:
-            k, v = layers.write_cache(cache, (k, v), index)
+            k, v = (layers.extend(old, new, index) for old, new in zip(cache, (k, v), strict=True))
         out = layers.attention(q, k, v, bias)
         x = x + dense(config.width, name="out")(rearrange(out, "b n h d -> b n (h d)"))
         y = dense(config.width * config.mlp_ratio, name="up")(norm(name="norm_2")(x))
