@@ -9,7 +9,7 @@ from einops import rearrange
 
 from pin_jax.models.gpt_neox import GPTNeoXConfig
 from pin_jax.models.mpt import MPT_7B, MPTConfig
-from pin_jax.weights.clip import clip_vision
+from pin_jax.weights.clip import clip_vision, open_clip_vision
 from pin_jax.weights.convert import Rule, flat, linear, module
 
 
@@ -102,7 +102,7 @@ def gates(prefix: str, to: str, cross_every: int) -> list[Rule]:
 
 
 def openflamingo(cross_every: int, lm: MPTConfig | GPTNeoXConfig = MPT_7B) -> list[Rule]:
-    """A whole OpenFlamingo with a CLIP tower in Hugging Face's layout -> `models.flamingo.Flamingo`.
+    """A whole OpenFlamingo with a CLIP tower in Hugging Face's or open_clip's layout -> `models.flamingo.Flamingo`.
 
     The gated layers may come inside the language model's (`...blocks.N.gated_cross_attn_layer.*`), as the older
     `lang_encoder.gated_cross_attn_layers.N.*`, or as both, which must then be equal. The vision tower's last LayerNorm
@@ -117,6 +117,7 @@ def openflamingo(cross_every: int, lm: MPTConfig | GPTNeoXConfig = MPT_7B) -> li
     neox = isinstance(lm, GPTNeoXConfig)
     return [
         *clip_vision(r"vision_encoder\.(?:m\.)?(?:vision_model\.)?", "vision/", post_norm=False),
+        *open_clip_vision(r"vision_encoder\.", "vision/", post_norm=False),
         *perceiver(),
         *gates(newer, "lm/gates", cross_every),
         *gates(older, "lm/gates", cross_every),

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-VOCAB, IMAGE, END, PAD = 48, 45, 46, 47
+VOCAB, END, IMAGE, PAD = 48, 45, 46, 47
 MODELS = {
     "mpt": lambda: transformers.MptForCausalLM(
         transformers.MptConfig(vocab_size=VOCAB, d_model=24, n_heads=6, n_layers=2, max_seq_len=64)
@@ -51,7 +51,7 @@ def perturb(model: torch.nn.Module, generator: torch.Generator) -> torch.nn.Modu
 
 def text(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask int64[3, 9]; the second row has 3 pads on its left, the third one."""
-    ids = torch.randint(0, IMAGE, (3, 9), generator=generator)
+    ids = torch.randint(0, END, (3, 9), generator=generator)
     ids[1, :3] = ids[2, :1] = PAD
     return ids, (ids != PAD).long()
 

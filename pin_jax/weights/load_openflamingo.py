@@ -1,0 +1,334 @@
+"""An OpenFlamingo from its published pieces: a checkpoint, a language model and a CLIP, each a folder or a hub id."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+from pin_jax.models import openflamingo as published
+from pin_jax.models.flamingo import Flamingo, FlamingoConfig
+from pin_jax.models.gpt_neox import GPTNeoXConfig
+from pin_jax.models.mpt import MPTConfig
+from pin_jax.models.perceiver import PerceiverConfig
+from pin_jax.models.vit import ViTConfig
+from pin_jax.weights import files
+from pin_jax.weights.convert import Rule
+from pin_jax.weights.language_configs import ACTIVATIONS, language_config
+from pin_jax.weights.openflamingo import openflamingo
+from pin_jax.weights.torch_file import TorchTensors
+
+HEADS = 8  # of the Perceiver and of cross-attention: no weight tells
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass
+class Pieces:
+    """All that `convert` needs, and what goes around the model.
+
+    Attributes:
+      model: the module. tensors: lazy, under OpenFlamingo's keys. table: their rules. source: for error messages.
+      tokenizer: transformers' tokenizer with the three added tokens, or None. mean, std: of the pixels, float[3].
+    """
+
+    model: Flamingo
+    tensors: Mapping[str, np.ndarray]
+    table: list[Rule]
+    source: str
+    tokenizer: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+# --- the pieces on disk ----------------------------------------------------------------------------------------------
+
+
+def vision_config(folder: pathlib.Path) -> tuple[ViTConfig, tuple[float, ...], tuple[float, ...]]:
+    """CLIP's tower without its last norm, and the mean and deviation of its pixels.
+
+    Reads Hugging Face's config.json or open_clip's open_clip_config.json. Where the latter says nothing of QuickGELU it
+    is used all the same: every published OpenFlamingo stands on OpenAI's weights, which need it.
+    """
+    if (folder / "open_clip_config.json").is_file():
+        meta = files.read_json(folder / "open_clip_config.json")
+        tower, pixels = meta["model_cfg"]["vision_cfg"], meta.get("preprocess_cfg", {})
+        if "timm_model_name" in tower or not isinstance(tower.get("layers"), int):
+            raise UserError(f"vision model {folder}: not one of CLIP's own vision transformers; give CLIP ViT-L/14")
+        config = ViTConfig(
+            image_size=tower["image_size"], patch=tower["patch_size"], width=tower["width"], depth=tower["layers"],
+            heads=tower["width"] // tower.get("head_width", 64), mlp=int(tower["width"] * tower.get("mlp_ratio", 4)),
+            act="quick_gelu" if meta["model_cfg"].get("quick_gelu", True) else "gelu", post_norm=False,
+        )  # fmt: skip
+        return config, tuple(pixels.get("mean", CLIP_MEAN)), tuple(pixels.get("std", CLIP_STD))
+    from transformers import CLIPVisionConfig
+
+    meta = files.read_json(folder / "config.json")
+    if meta.get("model_type") not in ("clip", "clip_vision_model"):
+        raise UserError(f"vision model {folder}: its model_type is {meta.get('model_type')!r}; expected clip")
+    tower = CLIPVisionConfig(**meta.get("vision_config", {} if meta["model_type"] == "clip" else meta))
+    config = ViTConfig(
+        image_size=tower.image_size, patch=tower.patch_size, width=tower.hidden_size, depth=tower.num_hidden_layers,
+        heads=tower.num_attention_heads, mlp=tower.intermediate_size, act=ACTIVATIONS[tower.hidden_act],
+        eps=tower.layer_norm_eps, post_norm=False,
+    )  # fmt: skip
+    path = folder / "preprocessor_config.json"
+    pixels = files.read_json(path) if path.is_file() else {}
+    return config, tuple(pixels.get("image_mean", CLIP_MEAN)), tuple(pixels.get("image_std", CLIP_STD))
+
+
+def folder_of(source: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a model; of a hub id the safetensors, or torch's files where it has no others."""
+    folder = files.resolve(source)
+    if folder == pathlib.Path(source) or any(folder.glob("*.safetensors*")):
+        return folder
+    return files.resolve(source, (*files.PATTERNS, "*.bin"))
+
+
+def tensors_of(folder: pathlib.Path) -> Mapping[str, np.ndarray]:
+    """The tensors of a folder: safetensors, else torch's .bin files (read as pickles that hold only tensors)."""
+    prefix = "open_clip_" if (folder / "open_clip_config.json").is_file() else ""
+    name, pickled = f"{prefix}model.safetensors", folder / f"{prefix}pytorch_model.bin"
+    index = folder / f"{pickled.name}.index.json"
+    if not (folder / name).is_file() and not (folder / f"{name}.index.json").is_file():
+        if index.is_file():
+            return TorchTensors(*(folder / part for part in sorted(set(files.read_json(index)["weight_map"].values()))))
+        if pickled.is_file():
+            return TorchTensors(pickled)
+    return files.Tensors(folder, name)
+
+
+def checkpoint_file(source: str | pathlib.Path) -> pathlib.Path:
+    """The .pt file that a path, a folder or a hub id names."""
+    path = pathlib.Path(source)
+    if path.is_file() or path.suffix == ".pt":
+        return path
+    folder = files.resolve(source, ("*.pt",))
+    found = sorted(folder.glob("*.pt"))
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise UserError(f"checkpoint {source}: expected one .pt file in it, found {names}; give the file's own path")
+    return found[0]
+
+
+class _Joined(Mapping[str, np.ndarray]):
+    """Several mappings as one, under new keys; of two with one key the first is taken."""
+
+    def __init__(self):
+        self._where: dict[str, tuple[Mapping[str, np.ndarray], str, Callable | None]] = {}
+
+    def add(self, key: str, source: Mapping[str, np.ndarray], name: str, change: Callable | None = None) -> None:
+        self._where.setdefault(key, (source, name, change))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        source, name, change = self._where[key]
+        return source[name] if change is None else change(source[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
+def _plain(key: str, neox: bool) -> str:
+    """A key of a checkpoint without the wrappers that training left in it, under one name for one tensor."""
+    key = re.sub(r"^(?:module\.)+", "", key).replace(".decoder_layer.", ".")
+    layers = "gpt_neox.layers" if neox else "transformer.blocks"
+    key = key.replace("lang_encoder.old_decoder_blocks.", f"lang_encoder.{layers}.")
+    return key.replace("lang_encoder.lm_head.", "lang_encoder.embed_out.") if neox else key
+
+
+def _gated_blocks(keys: Mapping[str, Any]) -> list[int]:
+    """Before which blocks of the language model a gated layer stands, by either layout."""
+    place = re.compile(
+        r"lang_encoder\..*?(?:gated_cross_attn_layers\.(\d+)|\.(\d+)\.gated_cross_attn_layer)\.attn_gate"
+    )
+    return sorted({int(match[1] or match[2]) for key in keys if (match := place.fullmatch(key))})
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def open_pieces(
+    checkpoint: str | pathlib.Path,
+    language_model: str | pathlib.Path,
+    vision: str | pathlib.Path = published.CLIP,
+    *,
+    tokenizer: str | pathlib.Path | None = None,
+    image_token_id: int | None = None,
+    end_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    dtype: Any = None,
+) -> Pieces:
+    """Opens the pieces of an OpenFlamingo and finds that they belong together; no tensor is read yet.
+
+    Args:
+      checkpoint: the .pt file (a state dict, or one under `model_state_dict`), its folder, or a hub id.
+      language_model: folder or hub id of the one it was trained with: MPT, mosaic_gpt or GPT-NeoX.
+      vision: folder or hub id of CLIP, Hugging Face's layout or open_clip's.
+      tokenizer: folder or hub id; by default the language model's.
+      image_token_id, end_token_id, pad_token_id: of `<image>`, `<|endofchunk|>` and padding; by default what the
+        tokenizer gives them, once OpenFlamingo's tokens are added to it.
+      dtype: of the computation (None: float32).
+
+    Raises:
+      UserError: a piece is missing, broken, or not of this checkpoint.
+    """
+    path = checkpoint_file(checkpoint)
+    own = TorchTensors(path, inside="model_state_dict")
+    language, tower = folder_of(language_model), folder_of(vision)
+    lm, (vit, mean, std) = language_config(language), vision_config(tower)
+    neox = isinstance(lm, GPTNeoXConfig)
+
+    tensors = _Joined()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in own:
+        key = _plain(name, neox)
+        tensors.add(key, own, name)
+        shapes.setdefault(key, own.shape(name))
+    gated = _gated_blocks(shapes)
+    if not gated or "perceiver.latents" not in shapes:
+        raise UserError(f"checkpoint {path}: no gated cross-attention or no Perceiver in it; give one of OpenFlamingo")
+    every, depth = gated[0] + 1, gated[-1] + 1
+    if gated != list(range(every - 1, depth, every)) or not depth <= lm.depth < depth + every:
+        raise UserError(
+            f"language model {language}: {lm.depth} layers, but {path} has cross-attention before layers"
+            f" {', '.join(map(str, gated))}; give the language model that it was trained with"
+        )
+
+    embedding = f"lang_encoder.{'gpt_neox.embed_in' if neox else 'transformer.wte'}.weight"
+    rows, width = shapes.get(embedding, (lm.vocab, _gate_width(shapes)))
+    _belongs(lm, language, path, rows, width)
+    if shapes["perceiver.latents"][1] != vit.width:
+        raise UserError(
+            f"vision model {tower}: width {vit.width}, but {path} was trained on one of width"
+            f" {shapes['perceiver.latents'][1]}; give the CLIP that it was trained with (published: {published.CLIP})"
+        )
+    ids = {"end": end_token_id, "image": image_token_id, "pad": pad_token_id}
+    words_of = _tokenizer(tokenizer or language, None in ids.values())
+    if words_of is not None:
+        found = dict(zip(("end", "image", "pad"), _add_tokens(words_of), strict=True))
+        if None in ids.values() and embedding in shapes and len(words_of) != rows:
+            raise UserError(
+                f"tokenizer of {tokenizer or language}: {len(words_of)} tokens with OpenFlamingo's own, but the word"
+                f" embedding of {path} has {rows} rows; give the tokenizer and language model that it was trained with"
+            )
+        ids = {name: found[name] if value is None else value for name, value in ids.items()}
+    outside = {name: value for name, value in ids.items() if not 0 <= value < rows}
+    if outside:
+        raise UserError(f"token ids {outside} are beyond the {rows} rows of the word embedding of {path}")
+
+    def cut(table: np.ndarray) -> np.ndarray:
+        return table[:rows]  # as torch resizes an embedding
+
+    from_folder = tensors_of(language)
+    for name in from_folder:
+        key = _plain(f"lang_encoder.{name}", neox)
+        if key != "lang_encoder.lm_head.weight":  # tied
+            tensors.add(key, from_folder, name, cut if key in (embedding, "lang_encoder.embed_out.weight") else None)
+    if not any(key.startswith("vision_encoder.") for key in shapes):
+        from_folder = tensors_of(tower)
+        inside = next((p for p in ("vision_model.", "visual.") if any(k.startswith(p) for k in from_folder)), "")
+        for name in from_folder:
+            if name.startswith(inside):
+                tensors.add(f"vision_encoder.{name.removeprefix(inside)}", from_folder, name)
+
+    depth_of = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("perceiver.layers."))
+    config = FlamingoConfig(
+        vision=dataclasses.replace(vit, dtype=dtype),
+        lm=dataclasses.replace(lm, vocab=rows, dtype=dtype),
+        perceiver=PerceiverConfig(
+            width=vit.width,
+            latents=shapes["perceiver.latents"][0],
+            depth=depth_of,
+            heads=HEADS,
+            head_dim=shapes["perceiver.layers.0.0.to_q.weight"][0] // HEADS,
+            dtype=dtype,
+        ),
+        cross_every=every,
+        cross_heads=HEADS,
+        cross_head_dim=next(shape[0] for key, shape in shapes.items() if key.endswith(".attn.to_q.weight")) // HEADS,
+        image_token=ids["image"],
+        end_token=ids["end"],
+        pad_token=ids["pad"],
+    )
+    source = f"OpenFlamingo of {path}, {language} and {tower}"
+    return Pieces(Flamingo(config), tensors, openflamingo(every, config.lm), source, words_of, mean, std)
+
+
+def _gate_width(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Width of the language model that the gated layers were made for."""
+    return next(shape[1] for key, shape in shapes.items() if key.endswith(".attn.to_q.weight"))
+
+
+def _belongs(lm: MPTConfig | GPTNeoXConfig, folder: pathlib.Path, path: pathlib.Path, rows: int, width: int) -> None:
+    """Refuses a language model of another width or vocabulary than the checkpoint's."""
+    if lm.width != width:
+        raise UserError(
+            f"language model {folder}: width {lm.width}, but {path} was trained with one of width {width};"
+            " give the language model that it was trained with"
+        )
+    if rows > lm.vocab + 3:  # it grew by OpenFlamingo's three tokens at most
+        raise UserError(
+            f"language model {folder}: a vocabulary of {lm.vocab}, but the word embedding of {path} has {rows} rows;"
+            " give the language model that it was trained with"
+        )
+
+
+def _tokenizer(source: str | pathlib.Path, needed: bool) -> Any:
+    """The tokenizer of a folder or hub id; None where there is none and none is needed.
+
+    Raises:
+      UserError: it is needed, and there is none or a broken one.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    folder = files.resolve(source)
+    if not (folder / "tokenizer.json").is_file():
+        if not needed:
+            return None
+        raise UserError(
+            f"tokenizer {folder}: no tokenizer.json in it; give tokenizer=FOLDER, or image_token_id=, end_token_id= and"
+            " pad_token_id="
+        )
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise UserError(f"tokenizer {folder}: cannot be read ({error}); fetch it again") from error
+
+
+def _add_tokens(tokenizer: Any) -> tuple[int, int, int]:
+    """Adds OpenFlamingo's tokens where they are missing, in its order; returns the ids of chunk end, image, padding."""
+    from transformers import AddedToken
+
+    def special(text: str) -> Any:
+        return AddedToken(text, special=True, normalized=False)
+
+    tokenizer.add_tokens([special(published.END), special(published.IMAGE)], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": special(published.PAD)})
+    tokenizer.padding_side = "left"
+    end, image = tokenizer.convert_tokens_to_ids([published.END, published.IMAGE])
+    return end, image, tokenizer.pad_token_id
+
+
+def load(checkpoint: str | pathlib.Path, language_model: str | pathlib.Path, *args: Any, **kwargs: Any) -> Any:
+    """Reads an OpenFlamingo into host memory; arguments as `open_pieces`, parameters in `dtype`. Returns a `VLM`."""
+    import jax
+
+    from input_pipeline.boxes import BoxCodec
+    from pin_jax import vlm
+    from pin_jax.weights.convert import convert
+
+    pieces = open_pieces(checkpoint, language_model, *args, **kwargs)
+    config = pieces.model.config
+    dtype = config.lm.dtype or "float32"
+    skeleton = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), vlm.skeleton(pieces.model))
+    params = convert(pieces.tensors, pieces.table, skeleton, pieces.source)
+    codec = BoxCodec(config.vision.image_size, config.vision.grid)
+    return vlm.VLM(pieces.model, params, pieces.tokenizer, codec, pieces.mean, pieces.std, vlm.identity(params))
