@@ -56,8 +56,8 @@ def vision_config(folder: pathlib.Path) -> tuple[ViTConfig, tuple[float, ...], t
     """
     if (folder / "open_clip_config.json").is_file():
         meta = files.read_json(folder / "open_clip_config.json")
-        tower, pixels = meta["model_cfg"]["vision_cfg"], meta.get("preprocess_cfg", {})
-        if "timm_model_name" in tower or not isinstance(tower.get("layers"), int):
+        tower, pixels = meta.get("model_cfg", {}).get("vision_cfg", {}), meta.get("preprocess_cfg", {})
+        if not {"image_size", "patch_size", "width"} <= tower.keys() or not isinstance(tower.get("layers"), int):
             raise UserError(f"vision model {folder}: not one of CLIP's own vision transformers; give CLIP ViT-L/14")
         config = ViTConfig(
             image_size=tower["image_size"], patch=tower["patch_size"], width=tower["width"], depth=tower["layers"],
