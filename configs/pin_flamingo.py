@@ -59,6 +59,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "background_split": "",  # backgrounds of another split: train are those that insert and VLM have seen
             "seed": 1_000_000,
             "images": 256,
+            "context": (),  # rows `N_context`: the raw VLM after N worked examples; published: 2, 5, 10
+            "context_images": 64,  # training scenes that the examples are drawn from
             "decoder": "greedy",  # greedy or beam
             "beams": 3,
             "length_penalty": 1.0,

@@ -14,6 +14,7 @@ from input_pipeline import prompts
 from input_pipeline.questions import IMAGE_TAG
 from input_pipeline.scenes import Scenes, scene_config
 from pin_jax import decode, metrics, reporting
+from pin_jax.context import Context, Example, box_examples
 from pin_jax.models.flamingo import Inserts
 from pin_jax.vlm import VLM
 
@@ -61,6 +62,7 @@ def ask(
     inserts: Inserts,
     options: ConfigDict,
     title: str = "asking",
+    context: Context | None = None,
 ) -> list[str]:
     """Decodes one text for each (image, prompt).
 
@@ -68,11 +70,13 @@ def ask(
       vision: float[images, N, D].
       asked: index of the image, and the text that the model goes on from (`<image>` is put in front).
       options: config.eval: decoder (`greedy` or `beam`), beams, length_penalty, new_tokens, batch_size.
+      context: worked examples in front of each question.
 
     Returns:
       The new text of each question.
     """
-    ids, mask = vlm.tokenize([IMAGE_TAG + prompt for _, prompt in asked])
+    before = context.text if context else lambda question: ""
+    ids, mask = vlm.tokenize([before(i) + IMAGE_TAG + prompt for i, (_, prompt) in enumerate(asked)])
     ids, mask = _bucket(ids, mask, vlm.tokenizer.pad_token_id)
     search = decode.greedy
     extra = {}
@@ -83,9 +87,10 @@ def ask(
     with reporting.progress(title, len(asked), "question") as advance:
         for start in range(0, len(asked), size):
             rows = np.arange(start, start + size).clip(max=len(asked) - 1)  # one batch shape, one compilation
-            images = np.array([asked[r][0] for r in rows])
+            own = vision[np.array([asked[r][0] for r in rows])]
+            media = context.media(rows, own) if context else own[:, None]
             out = search(
-                vlm.model, vlm.params, vision[images][:, None], ids[rows], mask[rows], inserts,
+                vlm.model, vlm.params, media, ids[rows], mask[rows], inserts,
                 steps=options.new_tokens, suppress=vlm.suppressed, **extra,
             )  # fmt: skip
             texts += vlm.tokenizer.batch_decode(np.asarray(out), skip_special_tokens=True)
@@ -100,10 +105,16 @@ def _bucket(ids: np.ndarray, mask: np.ndarray, pad: int, multiple: int = 4) -> t
 
 
 def locate(
-    vlm: VLM, vision: np.ndarray, asked: list[tuple[int, str]], inserts: Inserts, options: ConfigDict, title: str
-):
-    """Asks where each (image, name) is; returns a list of `Answer`."""
-    texts = ask(vlm, vision, [(i, prompts.question(name)) for i, name in asked], inserts, options, title)
+    vlm: VLM,
+    vision: np.ndarray,
+    asked: list[tuple[int, str]],
+    inserts: Inserts,
+    options: ConfigDict,
+    title: str,
+    context: Context | None = None,
+) -> list[Answer]:
+    """Asks where each (image, name) is."""
+    texts = ask(vlm, vision, [(i, prompts.question(name)) for i, name in asked], inserts, options, title, context)
     return [Answer(text, *vlm.codec.decode(text)) for text in texts]
 
 
@@ -115,6 +126,13 @@ def scenes(config: ConfigDict, vlm: VLM) -> list[dict[str, Any]]:
         config.eval.images,
     )
     return [source[i] for i in range(len(source))]
+
+
+def pool(config: ConfigDict, vlm: VLM) -> tuple[np.ndarray, list[Example]]:
+    """Vision tokens and box examples of config.eval.context_images training scenes, for contexts."""
+    source = Scenes(scene_config(config.scenes, vlm.codec, split="train"), config.eval.seed, config.eval.context_images)
+    records = [source[i] for i in range(len(source))]
+    return encode(vlm, [record["image"] for record in records]), box_examples(records, vlm.codec)
 
 
 def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32) -> np.ndarray:
@@ -130,10 +148,11 @@ def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32) -> np.ndarr
 def evaluate(
     config: ConfigDict, vlm: VLM, inserts: Inserts
 ) -> tuple[dict[str, Any], list[dict], list[Query], list[Answer]]:
-    """The four rows of the table.
+    """The rows of the table.
 
-    raw: the frozen VLM as it is. random: on-grid boxes, the mean of many draws. constant: the best single box for these
-    very queries. pin: the VLM with the insert.
+    raw: the frozen VLM as it is. N_context: the same after N worked examples, for each N in config.eval.context.
+    random: on-grid boxes, the mean of many draws. constant: the best single box for these very queries. pin: the VLM
+    with the insert.
 
     Returns:
       {"raw": scores, ...}, the scenes, the queries, and the answers with the insert.
@@ -152,13 +171,20 @@ def evaluate(
         return score(np.stack([a.box for a in answers]), np.array([a.parsed for a in answers]))
 
     where = [(q.image, q.name) for q in asked]
-    raw = locate(vlm, vision, where, Inserts(), config.eval, "asking the raw VLM")
+    asking = vlm, vision, where, Inserts(), config.eval
+    raw = locate(*asking, "asking the raw VLM")
     found = locate(vlm, vision, where, inserts, config.eval, "asking with the insert")
+    shown = pool(config, vlm) if config.eval.context else None
+    contexts = [Context(*shown, k, config.eval.seed) for k in config.eval.context]
     rng = np.random.default_rng(config.eval.seed)
     draws = [score(metrics.random_boxes(rng, len(asked), vlm.codec)) for _ in range(RANDOM_DRAWS)]
     constant = metrics.constant_box(true, vlm.codec)
     rows = {
         "raw": answered(raw),
+        **{
+            f"{context.k}_context": answered(locate(*asking, f"asking after {context.k} examples", context))
+            for context in contexts
+        },
         "random": {
             k: None if draws[0][k] is None else type(draws[0][k])(np.mean([d[k] for d in draws])) for k in draws[0]
         },
