@@ -53,7 +53,7 @@ class MPTConfig:
         return alibi_bias(query_pos, key_mask, self)
 
 
-MPT_1B = MPTConfig(vocab=50368, width=2048, depth=24, heads=16, qk_norm=True)
+MPT_1B = MPTConfig(vocab=50432, width=2048, depth=24, heads=16, qk_norm=True)
 MPT_7B = MPTConfig()
 
 

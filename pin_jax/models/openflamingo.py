@@ -1,4 +1,4 @@
-"""The published OpenFlamingo models: which towers stand beside which language model, and a tiny one of each."""
+"""The shapes of the published OpenFlamingo models (plain and instruct alike), and a tiny one of each."""
 
 from __future__ import annotations
 
@@ -10,52 +10,21 @@ from pin_jax.models.mpt import MPT_1B, MPT_7B, MPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.vit import CLIP_L14, ViTConfig
 
-CLIP = "openai/clip-vit-large-patch14"
-# GPT-NeoX's tokenizer has 50,277 tokens; OpenFlamingo adds three, and cuts the word embedding to as many rows.
-END, IMAGE, PAD = "<|endofchunk|>", "<image>", "<PAD>"
-_IDS = {"end_token": 50277, "image_token": 50278, "pad_token": 50279}
-ROWS = 50280
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A published model.
-
-    Attributes:
-      config: its shape.
-      checkpoint, language_model, vision: hub ids of the pieces.
-    """
-
-    config: FlamingoConfig
-    checkpoint: str
-    language_model: str
-    vision: str = CLIP
-
 
 def _flamingo(lm: MPTConfig | GPTNeoXConfig, cross_every: int) -> FlamingoConfig:
+    """CLIP ViT-L/14 and a language model whose embedding has the rows of GPT-NeoX's tokenizer and three more."""
     return FlamingoConfig(
         vision=dataclasses.replace(CLIP_L14, post_norm=False),
-        lm=dataclasses.replace(lm, vocab=ROWS),
+        lm=dataclasses.replace(lm, vocab=50280),
         perceiver=PerceiverConfig(),
         cross_every=cross_every,
-        **_IDS,
+        end_token=50277,
+        image_token=50278,
+        pad_token=50279,
     )
 
 
-_3B, _4B, _9B = _flamingo(MPT_1B, 1), _flamingo(REDPAJAMA_3B, 2), _flamingo(MPT_7B, 4)
-PUBLISHED = {
-    "3b": Published(_3B, "openflamingo/OpenFlamingo-3B-vitl-mpt1b", "anas-awadalla/mpt-1b-redpajama-200b"),
-    "3b_instruct": Published(
-        _3B, "openflamingo/OpenFlamingo-3B-vitl-mpt1b-langinstruct", "anas-awadalla/mpt-1b-redpajama-200b-dolly"
-    ),
-    "4b": Published(_4B, "openflamingo/OpenFlamingo-4B-vitl-rpj3b", "togethercomputer/RedPajama-INCITE-Base-3B-v1"),
-    "4b_instruct": Published(
-        _4B,
-        "openflamingo/OpenFlamingo-4B-vitl-rpj3b-langinstruct",
-        "togethercomputer/RedPajama-INCITE-Instruct-3B-v1",
-    ),
-    "9b": Published(_9B, "openflamingo/OpenFlamingo-9B-vitl-mpt7b", "anas-awadalla/mpt-7b"),
-}
+PUBLISHED = {"3b": _flamingo(MPT_1B, 1), "4b": _flamingo(REDPAJAMA_3B, 2), "9b": _flamingo(MPT_7B, 4)}
 
 
 def tiny(config: FlamingoConfig) -> FlamingoConfig:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import UserError
-from pin_jax.models import openflamingo as published
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.gpt_neox import GPTNeoXConfig
 from pin_jax.models.mpt import MPTConfig
@@ -23,6 +22,9 @@ from pin_jax.weights.language_configs import ACTIVATIONS, language_config
 from pin_jax.weights.openflamingo import openflamingo
 from pin_jax.weights.torch_file import TorchTensors
 
+CLIP = "openai/clip-vit-large-patch14"
+# OpenFlamingo's own tokens, in the order in which it adds them to the tokenizer.
+END, IMAGE, PAD = "<|endofchunk|>", "<image>", "<PAD>"
 HEADS = 8  # of the Perceiver and of cross-attention: no weight tells
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -157,7 +159,7 @@ def _gated_blocks(keys: Mapping[str, Any]) -> list[int]:
 def open_pieces(
     checkpoint: str | pathlib.Path,
     language_model: str | pathlib.Path,
-    vision: str | pathlib.Path = published.CLIP,
+    vision: str | pathlib.Path = CLIP,
     *,
     tokenizer: str | pathlib.Path | None = None,
     image_token_id: int | None = None,
@@ -207,7 +209,7 @@ def open_pieces(
     if shapes["perceiver.latents"][1] != vit.width:
         raise UserError(
             f"vision model {tower}: width {vit.width}, but {path} was trained on one of width"
-            f" {shapes['perceiver.latents'][1]}; give the CLIP that it was trained with (published: {published.CLIP})"
+            f" {shapes['perceiver.latents'][1]}; give the CLIP that it was trained with (published: {CLIP})"
         )
     ids = {"end": end_token_id, "image": image_token_id, "pad": pad_token_id}
     words_of = _tokenizer(tokenizer or language, None in ids.values())
@@ -309,11 +311,11 @@ def _add_tokens(tokenizer: Any) -> tuple[int, int, int]:
     def special(text: str) -> Any:
         return AddedToken(text, special=True, normalized=False)
 
-    tokenizer.add_tokens([special(published.END), special(published.IMAGE)], special_tokens=True)
+    tokenizer.add_tokens([special(END), special(IMAGE)], special_tokens=True)
     if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": special(published.PAD)})
+        tokenizer.add_special_tokens({"pad_token": special(PAD)})
     tokenizer.padding_side = "left"
-    end, image = tokenizer.convert_tokens_to_ids([published.END, published.IMAGE])
+    end, image = tokenizer.convert_tokens_to_ids([END, IMAGE])
     return end, image, tokenizer.pad_token_id
 
 
