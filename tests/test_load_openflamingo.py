@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -233,6 +234,29 @@ def test_gpt_neox_with_ids_given_and_half_precision(tmp_path, golden, monkeypatc
         load(path, **pieces, **ids | {"pad_token_id": 48})
     write_tokenizer(tmp_path / "elsewhere", 45)
     assert load(path, **pieces, tokenizer=tmp_path / "elsewhere").model.config == whole.model.config
+
+
+def test_hub_ids_in_place_of_paths(mpt, tmp_path, monkeypatch):
+    checkpoint, lm, clip, *_ = mpt
+    (tmp_path / "hub").mkdir()
+    torch_files.write(tmp_path / "hub" / "checkpoint.pt", torch_files.state_dict(checkpoint), monkeypatch)
+    torch_files.write(lm / "pytorch_model.bin", torch_files.state_dict(load_openflamingo.tensors_of(lm)), monkeypatch)
+    (lm / "model.safetensors").unlink()
+    folders = {"a/checkpoint": tmp_path / "hub", "a/language": lm, "a/clip": clip, "a/words": lm}
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folders[name])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    pieces = open_pieces("a/checkpoint", "a/language", "a/clip", tokenizer="a/words")
+    assert len(pieces.tokenizer) == 60 and "lang_encoder.transformer.norm_f.weight" in pieces.tensors
+    patterns = {name: [p for n, p in asked if n == name] for name in folders}
+    assert patterns["a/checkpoint"] == [["*.pt"]]
+    assert ["*.bin" in p for p in patterns["a/language"]] == [False, True]  # pickles only where there is nothing else
+    assert ["*.safetensors" in p for p in patterns["a/clip"]] == [True]
+    assert not any("safetensors" in p for p in patterns["a/words"][0])  # a tokenizer needs no weights
 
 
 def test_pieces_that_do_not_belong_are_one_line(mpt, tmp_path, monkeypatch):

@@ -290,7 +290,7 @@ def _tokenizer(source: str | pathlib.Path, needed: bool) -> Any:
     """
     from transformers import PreTrainedTokenizerFast
 
-    folder = files.resolve(source)
+    folder = files.resolve(source, ("*.json", "*.txt", "*.model"))
     if not (folder / "tokenizer.json").is_file():
         if not needed:
             return None
