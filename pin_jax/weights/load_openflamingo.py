@@ -25,6 +25,7 @@ from pin_jax.weights.torch_file import TorchTensors
 CLIP = "openai/clip-vit-large-patch14"
 # OpenFlamingo's own tokens, in the order in which it adds them to the tokenizer.
 END, IMAGE, PAD = "<|endofchunk|>", "<image>", "<PAD>"
+_RESAMPLER = "perceiver.layers.0.0.to_q.weight"
 HEADS = 8  # of the Perceiver and of cross-attention: no weight tells
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -145,14 +146,6 @@ def _plain(key: str, neox: bool) -> str:
     return key.replace("lang_encoder.lm_head.", "lang_encoder.embed_out.") if neox else key
 
 
-def _gated_blocks(keys: Mapping[str, Any]) -> list[int]:
-    """Before which blocks of the language model a gated layer stands, by either layout."""
-    place = re.compile(
-        r"lang_encoder\..*?(?:gated_cross_attn_layers\.(\d+)|\.(\d+)\.gated_cross_attn_layer)\.attn_gate"
-    )
-    return sorted({int(match[1] or match[2]) for key in keys if (match := place.fullmatch(key))})
-
-
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +179,7 @@ def open_pieces(
     language, tower = folder_of(language_model), folder_of(vision)
     lm, (vit, mean, std) = language_config(language), vision_config(tower)
     neox = isinstance(lm, GPTNeoXConfig)
+    embedding = f"lang_encoder.{'gpt_neox.embed_in' if neox else 'transformer.wte'}.weight"
 
     tensors = _Joined()
     shapes: dict[str, tuple[int, ...]] = {}
@@ -193,46 +187,24 @@ def open_pieces(
         key = _plain(name, neox)
         tensors.add(key, own, name)
         shapes.setdefault(key, own.shape(name))
-    gated = _gated_blocks(shapes)
-    if not gated or "perceiver.latents" not in shapes:
-        raise UserError(f"checkpoint {path}: no gated cross-attention or no Perceiver in it; give one of OpenFlamingo")
-    every, depth = gated[0] + 1, gated[-1] + 1
-    if gated != list(range(every - 1, depth, every)) or not depth <= lm.depth < depth + every:
-        raise UserError(
-            f"language model {language}: {lm.depth} layers, but {path} has cross-attention before layers"
-            f" {', '.join(map(str, gated))}; give the language model that it was trained with"
-        )
-
-    embedding = f"lang_encoder.{'gpt_neox.embed_in' if neox else 'transformer.wte'}.weight"
-    rows, width = shapes.get(embedding, (lm.vocab, _gate_width(shapes)))
+    reader, every = _gated(shapes, path, lm, language)
+    rows, width = shapes.get(embedding, (lm.vocab, reader[1]))
     _belongs(lm, language, path, rows, width)
-    if shapes["perceiver.latents"][1] != vit.width:
+    latents = shapes["perceiver.latents"]
+    if latents[1] != vit.width:
         raise UserError(
-            f"vision model {tower}: width {vit.width}, but {path} was trained on one of width"
-            f" {shapes['perceiver.latents'][1]}; give the CLIP that it was trained with (published: {CLIP})"
+            f"vision model {tower}: width {vit.width}, but {path} was trained on one of width {latents[1]};"
+            f" give the CLIP that it was trained with (published: {CLIP})"
         )
-    ids = {"end": end_token_id, "image": image_token_id, "pad": pad_token_id}
-    words_of = _tokenizer(tokenizer or language, None in ids.values())
-    if words_of is not None:
-        found = dict(zip(("end", "image", "pad"), _add_tokens(words_of), strict=True))
-        if None in ids.values() and embedding in shapes and len(words_of) != rows:
-            raise UserError(
-                f"tokenizer of {tokenizer or language}: {len(words_of)} tokens with OpenFlamingo's own, but the word"
-                f" embedding of {path} has {rows} rows; give the tokenizer and language model that it was trained with"
-            )
-        ids = {name: found[name] if value is None else value for name, value in ids.items()}
-    outside = {name: value for name, value in ids.items() if not 0 <= value < rows}
-    if outside:
-        raise UserError(f"token ids {outside} are beyond the {rows} rows of the word embedding of {path}")
-
-    def cut(table: np.ndarray) -> np.ndarray:
-        return table[:rows]  # as torch resizes an embedding
+    given = {"end": end_token_id, "image": image_token_id, "pad": pad_token_id}
+    words, ids = _token_ids(tokenizer or language, given, rows, embedding in shapes, path)
 
     from_folder = tensors_of(language)
     for name in from_folder:
         key = _plain(f"lang_encoder.{name}", neox)
+        table = key in (embedding, "lang_encoder.embed_out.weight")
         if key != "lang_encoder.lm_head.weight":  # tied
-            tensors.add(key, from_folder, name, cut if key in (embedding, "lang_encoder.embed_out.weight") else None)
+            tensors.add(key, from_folder, name, (lambda x: x[:rows]) if table else None)  # as torch resizes a table
     if not any(key.startswith("vision_encoder.") for key in shapes):
         from_folder = tensors_of(tower)
         inside = next((p for p in ("vision_model.", "visual.") if any(k.startswith(p) for k in from_folder)), "")
@@ -240,32 +212,50 @@ def open_pieces(
             if name.startswith(inside):
                 tensors.add(f"vision_encoder.{name.removeprefix(inside)}", from_folder, name)
 
-    depth_of = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("perceiver.layers."))
     config = FlamingoConfig(
         vision=dataclasses.replace(vit, dtype=dtype),
         lm=dataclasses.replace(lm, vocab=rows, dtype=dtype),
         perceiver=PerceiverConfig(
             width=vit.width,
-            latents=shapes["perceiver.latents"][0],
-            depth=depth_of,
+            latents=latents[0],
+            depth=1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("perceiver.layers.")),
             heads=HEADS,
-            head_dim=shapes["perceiver.layers.0.0.to_q.weight"][0] // HEADS,
+            head_dim=shapes[_RESAMPLER][0] // HEADS,
             dtype=dtype,
         ),
         cross_every=every,
         cross_heads=HEADS,
-        cross_head_dim=next(shape[0] for key, shape in shapes.items() if key.endswith(".attn.to_q.weight")) // HEADS,
+        cross_head_dim=reader[0] // HEADS,
         image_token=ids["image"],
         end_token=ids["end"],
         pad_token=ids["pad"],
     )
     source = f"OpenFlamingo of {path}, {language} and {tower}"
-    return Pieces(Flamingo(config), tensors, openflamingo(every, config.lm), source, words_of, mean, std)
+    return Pieces(Flamingo(config), tensors, openflamingo(every, config.lm), source, words, mean, std)
 
 
-def _gate_width(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Width of the language model that the gated layers were made for."""
-    return next(shape[1] for key, shape in shapes.items() if key.endswith(".attn.to_q.weight"))
+def _gated(
+    shapes: Mapping[str, tuple[int, ...]], path: pathlib.Path, lm: MPTConfig | GPTNeoXConfig, folder: pathlib.Path
+) -> tuple[tuple[int, ...], int]:
+    """The shape [inner, width] of a gated layer's queries, and how often such layers come, by either layout.
+
+    Raises:
+      UserError: this is no OpenFlamingo, or one for a language model of another depth.
+    """
+    layer = re.compile(
+        r"lang_encoder\..*?(?:gated_cross_attn_layers\.(\d+)|\.(\d+)\.gated_cross_attn_layer)\.attn\.to_q\.weight"
+    )
+    found = {int(match[1] or match[2]): shape for key, shape in shapes.items() if (match := layer.fullmatch(key))}
+    if not found or not {"perceiver.latents", _RESAMPLER} <= shapes.keys():
+        raise UserError(f"checkpoint {path}: no gated cross-attention or no Perceiver in it; give one of OpenFlamingo")
+    blocks = sorted(found)
+    every, depth = blocks[0] + 1, blocks[-1] + 1
+    if blocks != list(range(every - 1, depth, every)) or not depth <= lm.depth < depth + every:
+        raise UserError(
+            f"language model {folder}: {lm.depth} layers, but {path} has cross-attention before layers"
+            f" {', '.join(map(str, blocks))}; give the language model that it was trained with"
+        )
+    return found[blocks[0]], every
 
 
 def _belongs(lm: MPTConfig | GPTNeoXConfig, folder: pathlib.Path, path: pathlib.Path, rows: int, width: int) -> None:
@@ -280,6 +270,34 @@ def _belongs(lm: MPTConfig | GPTNeoXConfig, folder: pathlib.Path, path: pathlib.
             f"language model {folder}: a vocabulary of {lm.vocab}, but the word embedding of {path} has {rows} rows;"
             " give the language model that it was trained with"
         )
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def _token_ids(
+    source: str | pathlib.Path, given: Mapping[str, int | None], rows: int, own: bool, path: pathlib.Path
+) -> tuple[Any, dict[str, int]]:
+    """The tokenizer, if there is one, and the ids of chunk end, image and padding: those given, or else its own.
+
+    Args:
+      source: of the tokenizer. rows: of the word embedding; own: it is the checkpoint's, so that each row is a token.
+    """
+    asked = None in given.values()
+    tokenizer = _tokenizer(source, asked)
+    ids = dict(given)
+    if tokenizer is not None:
+        found = dict(zip(("end", "image", "pad"), _add_tokens(tokenizer), strict=True))
+        if asked and own and len(tokenizer) != rows:
+            raise UserError(
+                f"tokenizer of {source}: {len(tokenizer)} tokens with OpenFlamingo's own, but the word embedding of"
+                f" {path} has {rows} rows; give the tokenizer and language model that it was trained with"
+            )
+        ids = {name: found[name] if value is None else value for name, value in given.items()}
+    outside = {name: value for name, value in ids.items() if not 0 <= value < rows}
+    if outside:
+        raise UserError(f"token ids {outside} are beyond the {rows} rows of the word embedding of {path}")
+    return tokenizer, ids
 
 
 def _tokenizer(source: str | pathlib.Path, needed: bool) -> Any:
