@@ -1,11 +1,27 @@
-"""PIN on a Flamingo. Variants: `tiny`, the small Flamingo that ships with the project.
+"""PIN on a Flamingo. Variants: `tiny`, the small one that ships with the project; the published OpenFlamingo models.
 
-python main.py --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny
+  python main.py --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny
+  python main.py --config=configs/pin_flamingo.py:3b --workdir=runs/3b --config.scenes.cutouts=folder:xpaste \
+      --config.scenes.backgrounds=folder:bg20k/train
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("tiny",)
+# variant -> checkpoint and language model on the hub; folders and files on disk serve as well
+PUBLISHED = {
+    "3b": ("openflamingo/OpenFlamingo-3B-vitl-mpt1b", "anas-awadalla/mpt-1b-redpajama-200b"),
+    "3b_instruct": (
+        "openflamingo/OpenFlamingo-3B-vitl-mpt1b-langinstruct",
+        "anas-awadalla/mpt-1b-redpajama-200b-dolly",
+    ),
+    "4b": ("openflamingo/OpenFlamingo-4B-vitl-rpj3b", "togethercomputer/RedPajama-INCITE-Base-3B-v1"),
+    "4b_instruct": (
+        "openflamingo/OpenFlamingo-4B-vitl-rpj3b-langinstruct",
+        "togethercomputer/RedPajama-INCITE-Instruct-3B-v1",
+    ),
+    "9b": ("openflamingo/OpenFlamingo-9B-vitl-mpt7b", "anas-awadalla/mpt-7b"),
+}
+VARIANTS = ("tiny", *PUBLISHED)
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
@@ -19,6 +35,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
 
     # The frozen VLM, and what is trained on it.
     config.vlm = "assets/tiny_flamingo"
+    config.language_model = ""  # of a published OpenFlamingo, whose checkpoint `vlm` is
+    config.vision = ""  # its CLIP
     config.method = "pin"
     config.method_options = ConfigDict({"learned": False, "hidden": (512, 768)})
     config.dtype = "float32"  # of the frozen VLM's computation; the insert is float32
@@ -63,6 +81,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "background_split": "",  # backgrounds of another split: train are those that insert and VLM have seen
             "seed": 1_000_000,
             "images": 256,
+            "context": (),  # rows `N_context`: the raw VLM after N worked examples; published: 2, 5, 10
+            "context_images": 64,  # training scenes that the examples are drawn from
             "decoder": "greedy",  # greedy, beam; on the grid: grid_greedy, grid_beam, expected_iou (docs/decoding.md)
             "beams": 3,
             "candidates": 16,  # answers that expected_iou follows at a time
@@ -76,4 +96,32 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.image = ""
     config.prompts = ""  # names, separated by commas
     config.insert = ""  # a safetensors file; the workdir's own by default, then the shipped one
+    if variant in PUBLISHED:
+        published(config, variant)
     return config
+
+
+def published(config: ConfigDict, variant: str) -> None:
+    """Makes it the run of the paper on an OpenFlamingo; cut-outs and backgrounds are yours to give (docs/data.md)."""
+    config.vlm, config.language_model = PUBLISHED[variant]
+    config.vision = "openai/clip-vit-large-patch14"
+    config.dtype = "bfloat16"
+
+    # Data as published.
+    config.scenes.update({"smallest": (5, 3, 2), "crop": 1.0})
+    config.vary_backgrounds = 0.0
+    config.curriculum = 0.25
+    config.questions_per_image = 1
+    config.text_length = 48
+    config.cache_images = 0
+    config.workers = 8
+
+    # Optimisation as published: 160 epochs of 60,000 samples.
+    config.batch_size = 64
+    config.steps = 150_000
+    config.lr = 1e-3
+    config.schedule = "constant"
+    config.save_every = 1000
+
+    # Evaluation: 3 beams; rows of worked examples beside the insert.
+    config.eval.update({"images": 1024, "context": (2, 5, 10), "decoder": "beam", "batch_size": 64})

@@ -1,19 +1,21 @@
-"""How the small VLM that ships was made: captions only, never positions. Variant `smoke`: minutes, for the heavy tests.
+"""How the small VLMs were made: captions only, never positions. Variants: the one that ships; `perceiver`, a second one
+with OpenFlamingo's resampler; `smoke` and `perceiver_smoke`, minutes, for the heavy tests.
 
   python main.py --config=configs/tiny_vlm.py --workdir=runs/tiny_vlm                  # hours on two cores
+  python main.py --config=configs/tiny_vlm.py:perceiver --workdir=runs/tiny_vlm        # after it: stage 1 is reused
   python main.py --config=configs/tiny_vlm.py --workdir=out --config.run=ask --config.image=photo.jpg \
       --config.prompts='A photo of|The colour of the cat is'
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("", "smoke")
+VARIANTS = ("", "smoke", "perceiver", "perceiver_smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The recipe; `smoke` cuts every stage short."""
     if variant not in VARIANTS:
-        raise ValueError(f"configs/tiny_vlm.py has no variant {variant!r}; expected none, or smoke")
+        raise ValueError(f"configs/tiny_vlm.py has no variant {variant!r}; expected none, {', '.join(VARIANTS[1:])}")
     config = ConfigDict()
     config.program = "tiny_vlm"
     config.run = "train"  # train, evaluate, ask
@@ -28,6 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
          "class_token": False, "pre_norm": True, "post_norm": True, "stem_width": 64, "unroll": True}
     )  # fmt: skip
     config.lm = ConfigDict({"width": 128, "depth": 4, "heads": 4})
+    config.perceiver = ConfigDict()  # empty: the language model reads the vision tokens themselves
+    config.name, config.suffix = "tiny_flamingo", ""  # of its folder, and of what stage 2 leaves in the workdir
     config.cross_every, config.cross_heads, config.cross_head_dim = 1, 2, 64
     config.grid = 16
 
@@ -87,7 +91,12 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.image = ""
     config.prompts = "A photo of"  # separated by |
-    if variant == "smoke":
+    if variant.startswith("perceiver"):
+        config.perceiver = ConfigDict(
+            {"latents": 64, "depth": 2, "heads": 2, "head_dim": 64, "mlp_ratio": 4, "unroll": True}
+        )
+        config.name, config.suffix = "tiny_perceiver", "_perceiver"
+    if variant.endswith("smoke"):
         for part in config.vision_fits:
             part["schedule_steps"] //= 100
             for phase in part["phases"]:

@@ -1,4 +1,7 @@
-"""A trained method as a file: safetensors whose header says which method, which options, which frozen weights."""
+"""A trained method as a file: safetensors whose header says which method, which options, which frozen weights.
+
+PIN's authors publish theirs as a torch file, which is read too, and written by `export`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from safetensors import safe_open
 from input_pipeline.errors import UserError
 from pin_jax.methods import METHODS
 from pin_jax.vlm import VLM, fill, flatten, read_safetensors
+from pin_jax.weights import pin_file
 
 
 def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:
@@ -32,12 +36,25 @@ def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:
         raise UserError(f"{path}: cannot be written ({error}); free disk space or choose another --workdir") from error
 
 
+def export(path: pathlib.Path, method: Any, params: Any) -> None:
+    """Writes an insert in the format of PIN's authors (see `pin_file`); which frozen weights it is for gets lost.
+
+    Raises:
+      UserError: another method than PIN.
+    """
+    if not isinstance(method, METHODS["pin"]):
+        raise UserError(f"{path}: only PIN has this format, not {type(method).__name__}; keep the safetensors file")
+    pin_file.write(path, method, params)
+
+
 def load(path: pathlib.Path, vlm: VLM) -> tuple[Any, Any]:
-    """Reads a file of `save`: the method and its parameters.
+    """Reads a file of `save`, or of PIN's authors (`.pt`, `.pth`, `.bin`): the method and its parameters.
 
     Raises:
       UserError: missing, broken, made on other frozen weights, or not a file of ours.
     """
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return pin_file.read(path, vlm.model.config)
     tensors = read_safetensors(path)
     with safe_open(path, "numpy") as file:
         meta = file.metadata() or {}

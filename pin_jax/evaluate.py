@@ -16,6 +16,7 @@ from input_pipeline import prompts
 from input_pipeline.errors import UserError
 from input_pipeline.scenes import Scenes, scene_config
 from pin_jax import box_automaton, decode, grid_decode, metrics, reporting, sharding
+from pin_jax.context import Context, Example, box_examples
 from pin_jax.models.interface import Inserts
 from pin_jax.vlm import VLM
 
@@ -68,6 +69,7 @@ def ask(
     inserts: Inserts,
     options: ConfigDict,
     title: str = "asking",
+    context: Context | None = None,
 ) -> list[str]:
     """Decodes one text for each (image, prompt).
 
@@ -75,6 +77,7 @@ def ask(
       vision: float[images, N, D].
       asked: index of the image, and the text that the model goes on from (the VLM's frame is put around it).
       options: config.eval: decoder (one of `TEXT_DECODERS`), beams, length_penalty, new_tokens, batch_size.
+      context: worked examples in front of each question.
 
     Returns:
       The new text of each question.
@@ -90,7 +93,7 @@ def ask(
             decode.beam, steps=options.new_tokens, suppress=vlm.suppressed,
             beams=options.beams, length_penalty=options.length_penalty,
         )  # fmt: skip
-    return vlm.read(_batched(vlm, vision, asked, inserts, options.batch_size, title, search))
+    return vlm.read(_batched(vlm, vision, asked, inserts, options.batch_size, title, search, context))
 
 
 def _batched(
@@ -101,17 +104,19 @@ def _batched(
     size: int,
     title: str,
     search: Callable,
+    context: Context | None = None,
 ) -> Any:
     """What a decoder makes of all questions, arrays of as many rows."""
-    ids, mask = vlm.tokenize([vlm.frame.prompt(prompt) for _, prompt in asked])
+    before = context.text if context else lambda question: ""
+    ids, mask = vlm.tokenize([before(i) + vlm.frame.prompt(prompt) for i, (_, prompt) in enumerate(asked)])
     ids, mask = _bucket(ids, mask, vlm.tokenizer.pad_token_id)
     inserts = inserts if vlm.mesh is None else sharding.replicate(inserts, vlm.mesh)
     out = []
     with reporting.progress(title, len(asked), "question") as advance:
         for start in range(0, len(asked), size):
             rows = np.arange(start, start + size).clip(max=len(asked) - 1)  # one batch shape, one compilation
-            images = np.array([asked[r][0] for r in rows])
-            inputs = vision[images][:, None], ids[rows], mask[rows]
+            own = vision[np.array([asked[r][0] for r in rows])]
+            inputs = context.media(rows, own) if context else own[:, None], ids[rows], mask[rows]
             with sharding.on(vlm.mesh):
                 found = search(vlm.model, vlm.params, *(sharding.spread(x, vlm.mesh) for x in inputs), inserts)
             out.append(jax.tree.map(sharding.fetch, found))
@@ -126,19 +131,26 @@ def _bucket(ids: np.ndarray, mask: np.ndarray, pad: int, multiple: int = 4) -> t
 
 
 def locate(
-    vlm: VLM, vision: np.ndarray, asked: list[tuple[int, str]], inserts: Inserts, options: ConfigDict, title: str
-):
-    """Asks where each (image, name) is; returns a list of `Answer`."""
+    vlm: VLM,
+    vision: np.ndarray,
+    asked: list[tuple[int, str]],
+    inserts: Inserts,
+    options: ConfigDict,
+    title: str,
+    context: Context | None = None,
+) -> list[Answer]:
+    """Asks where each (image, name) is."""
     where = [(i, prompts.question(name)) for i, name in asked]
     if options.decoder not in grid_decode.DECODERS:
-        return [Answer(text, *vlm.codec.decode(text)) for text in ask(vlm, vision, where, inserts, options, title)]
+        texts = ask(vlm, vision, where, inserts, options, title, context)
+        return [Answer(text, *vlm.codec.decode(text)) for text in texts]
     search = functools.partial(
         grid_decode.answer,
         automaton=box_automaton.build(vlm.tokenizer, vlm.codec, vlm.frame.tail),
         decoder=options.decoder,
         beams={"grid_greedy": 1, "grid_beam": options.beams}.get(options.decoder, options.get("candidates", 16)),
     )
-    found = zip(*_batched(vlm, vision, where, inserts, options.batch_size, title, search), strict=True)
+    found = zip(*_batched(vlm, vision, where, inserts, options.batch_size, title, search, context), strict=True)
     texts = [(vlm.codec.encode(vlm.codec.to_cells(box)), float(score)) for box, score in found]
     return [Answer(text, *vlm.codec.decode(text), score) for text, score in texts]
 
@@ -151,6 +163,13 @@ def scenes(config: ConfigDict, vlm: VLM) -> list[dict[str, Any]]:
         config.eval.images,
     )
     return [source[i] for i in range(len(source))]
+
+
+def pool(config: ConfigDict, vlm: VLM) -> tuple[np.ndarray, list[Example]]:
+    """Vision tokens and box examples of config.eval.context_images training scenes, for contexts."""
+    source = Scenes(scene_config(config.scenes, vlm.codec, split="train"), config.eval.seed, config.eval.context_images)
+    records = [source[i] for i in range(len(source))]
+    return encode(vlm, [record["image"] for record in records]), box_examples(records, vlm.codec)
 
 
 def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32) -> np.ndarray:
@@ -166,10 +185,11 @@ def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32) -> np.ndarr
 def evaluate(
     config: ConfigDict, vlm: VLM, inserts: Inserts
 ) -> tuple[dict[str, Any], list[dict], list[Query], list[Answer]]:
-    """The four rows of the table.
+    """The rows of the table.
 
-    raw: the frozen VLM as it is. random: on-grid boxes, the mean of many draws. constant: the best single box for these
-    very queries. pin: the VLM with the insert.
+    raw: the frozen VLM as it is. N_context: the same after N worked examples, for each N in config.eval.context.
+    random: on-grid boxes, the mean of many draws. constant: the best single box for these very queries. pin: the VLM
+    with the insert.
 
     Returns:
       {"raw": scores, ...}, the scenes, the queries, and the answers with the insert.
@@ -188,13 +208,20 @@ def evaluate(
         return score(np.stack([a.box for a in answers]), np.array([a.parsed for a in answers]))
 
     where = [(q.image, q.name) for q in asked]
-    raw = locate(vlm, vision, where, Inserts(), config.eval, "asking the raw VLM")
+    asking = vlm, vision, where, Inserts(), config.eval
+    raw = locate(*asking, "asking the raw VLM")
     found = locate(vlm, vision, where, inserts, config.eval, "asking with the insert")
+    shown = pool(config, vlm) if config.eval.context else None
+    contexts = [Context(*shown, k, config.eval.seed, vlm.frame) for k in config.eval.context]
     rng = np.random.default_rng(config.eval.seed)
     draws = [score(metrics.random_boxes(rng, len(asked), vlm.codec)) for _ in range(RANDOM_DRAWS)]
     constant = metrics.constant_box(true, vlm.codec)
     rows = {
         "raw": answered(raw),
+        **{
+            f"{context.k}_context": answered(locate(*asking, f"asking after {context.k} examples", context))
+            for context in contexts
+        },
         "random": {
             k: None if draws[0][k] is None else type(draws[0][k])(np.mean([d[k] for d in draws])) for k in draws[0]
         },

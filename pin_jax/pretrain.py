@@ -30,10 +30,11 @@ from pin_jax.checkpoints import Checkpoints
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.interface import Inserts
 from pin_jax.models.mpt import MPTConfig
+from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.vit import ViTConfig
 
 RUNS = ("train", "evaluate", "ask")
-SHIPPED, FOLDER = pathlib.Path("assets/tiny_flamingo"), "tiny_flamingo"
+SHIPPED = pathlib.Path("assets/tiny_flamingo")
 
 
 @flax.struct.dataclass
@@ -51,7 +52,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if config.run == "train":
         train(config, workdir)
-    own = workdir / FOLDER
+    own = workdir / config.name
     vlm = vlm_lib.load(config.vlm or (own if own.exists() else SHIPPED))
     if config.run == "ask":
         ask(config, vlm)
@@ -71,7 +72,7 @@ def flamingo(config: ConfigDict) -> tuple[Flamingo, Any, tuple[str, ...], BoxCod
     shape = FlamingoConfig(
         vision=ViTConfig(**config.vision),
         lm=MPTConfig(vocab=len(tokenizer), **config.lm),
-        perceiver=None,
+        perceiver=PerceiverConfig(width=config.vision.width, **config.perceiver) if config.perceiver else None,
         cross_every=config.cross_every,
         cross_heads=config.cross_heads,
         cross_head_dim=config.cross_head_dim,
@@ -202,7 +203,8 @@ def train_language(
         tx = adamw(part["lr"], part["schedule_steps"] or part["steps"])
         step_fn = jax.jit(functools.partial(step, tx), donate_argnums=0, static_argnums=3)
         title, phases = f"stage 2, language, part {k + 1}", [(part["steps"], iterator, [None])]
-        params = fit(title, workdir / f"language_{k + 1}", State(params, tx.init(params)), step_fn, phases, config)
+        folder = workdir / f"language_{k + 1}{config.suffix}"
+        params = fit(title, folder, State(params, tx.init(params)), step_fn, phases, config)
     return {**params, "vision": frozen}
 
 
@@ -214,6 +216,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         {
             "names": f"{len(names)} ({config.scenes.cutouts}), vocabulary {len(tokenizer)}",
             "stage 1": f"{sum(p['images'] for part in config.vision_fits for p in part['phases']):,} images",
+            "connector": f"{model.config.perceiver.latents} latents" if model.config.perceiver else "vision tokens",
             "stage 2": f"{sum(p['steps'] for p in config.language_fits) * config.language_batch:,} samples",
             "devices": evaluate.devices(),
         },
@@ -221,7 +224,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     seen = train_vision(config, workdir, names, codec)
     params = train_language(config, workdir, seen, model, tokenizer, names, codec)
     vlm = vlm_lib.VLM(model, params, tokenizer, codec, vision.MEAN, vision.STD, "", names)
-    vlm_lib.save(workdir / FOLDER, vlm)
+    vlm_lib.save(workdir / config.name, vlm)
     safetensors.save_file(
         vlm_lib.flatten({k: v for k, v in seen.items() if k != "encoder"}), workdir / "stage_1_heads.safetensors"
     )
@@ -260,7 +263,9 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
     knows["names recalled in captions"] = right / sum(map(len, truth))
     knows["names right in captions"] = right / max(sum(len(a & known) for a in said), 1)
     reporting.results_table(f"what the VLM knows, {len(records)} held-out scenes", {"share right": knows}, tuple(knows))
-    reporting.write_json(workdir / "knows.json", {**knows, "scenes": len(records), "versions": reporting.versions()})
+    reporting.write_json(
+        workdir / f"knows{config.suffix}.json", {**knows, "scenes": len(records), "versions": reporting.versions()}
+    )
     if knows["colour"] < config.gate:
         reporting.say(
             f"colour answers {knows['colour']:.3f} are under the gate {config.gate}: an insert has little to unlock"

@@ -13,15 +13,36 @@ from input_pipeline import looks
 from pin_jax.models.flamingo import Flamingo
 from pin_jax.pretrain_vision import unit
 
-EMBEDDING_SCALE = 0.1
+EMBEDDING_SCALE, LATENT_SCALE = 0.1, 0.1
 MATCH, VALUE, OUT, GATE = 1.2, 1.0, 0.2, 0.5
+
+
+def _match(layer: Any, rng: jax.Array, out: float) -> Any:
+    """Starts a stack of cross-attention layers as matchers of what they read; all but q, kv and out stays.
+
+    Args:
+      layer: q, kv and out kernels float[layers, in, out]. out: weight of what is read.
+    """
+    q, kv, o = (layer[name]["kernel"] for name in ("q", "kv", "out"))
+    (_, width, inner), media = q.shape, kv.shape[1]
+    if media != width:  # names and patches live in two spaces
+        return layer
+    rotation = MATCH * jax.random.orthogonal(rng, max(inner, width))[:width, :inner]
+    value = VALUE * jnp.eye(media, inner)
+    return {
+        **layer,
+        "q": {"kernel": q * 0.5 + rotation},
+        "kv": {"kernel": kv * 0.5 + jnp.concatenate([rotation, value], 1)},
+        "out": {"kernel": o * 0.5 + out * jnp.eye(inner, width)},
+    }
 
 
 def match_init(params: Any, rng: jax.Array, name_ids: np.ndarray, names: jax.Array) -> Any:
     """Starts cross-attention as a matcher: each name token finds its own patches from the first step.
 
     Name embeddings are those of stage 1; W_q = W_k = 1.2 x one random orthogonal matrix, W_v near the identity, W_o
-    near 0.2 of it, gates at 0.5.
+    near 0.2 of it, gates at 0.5. A Perceiver starts as a matcher too, W_o near the identity: its latents, small and
+    random, gather the patches that are alike, layer by layer (a mean shift), and stay in the space of names.
 
     Args:
       params: the Flamingo's parameters. name_ids: int[names], token id of each name. names: float[names, D].
@@ -29,19 +50,19 @@ def match_init(params: Any, rng: jax.Array, name_ids: np.ndarray, names: jax.Arr
     lm = dict(params["lm"])
     embedding = jax.random.normal(rng, lm["embedding"].shape) * EMBEDDING_SCALE
     lm["embedding"] = embedding.at[name_ids].set(unit(names) * EMBEDDING_SCALE)
-    gates = dict(lm["gates"])
-    inner, width = gates["q"]["kernel"].shape[2], gates["q"]["kernel"].shape[1]
-    media = gates["kv"]["kernel"].shape[1]
-    if media == width:  # one space for names and patches
-        rotation = MATCH * jax.random.orthogonal(jax.random.fold_in(rng, 1), max(inner, width))[:width, :inner]
-        value = VALUE * jnp.eye(media, inner)
-        gates["q"] = {"kernel": gates["q"]["kernel"] * 0.5 + rotation}
-        gates["kv"] = {"kernel": gates["kv"]["kernel"] * 0.5 + jnp.concatenate([rotation, value], 1)}
-        gates["out"] = {"kernel": gates["out"]["kernel"] * 0.5 + OUT * jnp.eye(inner, width)}
+    gates = _match(lm["gates"], jax.random.fold_in(rng, 1), OUT)
     for gate in ("attn_gate", "mlp_gate"):
-        gates[gate] = jnp.full_like(gates[gate], GATE)
+        gates = {**gates, gate: jnp.full_like(gates[gate], GATE)}
     lm["gates"] = gates
-    return {**params, "lm": lm}
+    if "perceiver" not in params:
+        return {**params, "lm": lm}
+    resampler = params["perceiver"]
+    layers = _match(resampler["layers"], jax.random.fold_in(rng, 2), VALUE)
+    return {
+        **params,
+        "lm": lm,
+        "perceiver": {**resampler, "layers": layers, "latents": resampler["latents"] * LATENT_SCALE},
+    }
 
 
 def loss_fn(

@@ -42,7 +42,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.run == "predict":
         _check_predict(config)
     mesh = sharding.make_mesh(config.mesh, config.batch_size if config.run == "train" else 0)
-    vlm, _ = load_vlm(config.vlm, config.dtype, mesh, sharding.rules(config.rules), config.remat, config.attention)
+    pieces = {"language_model": config.language_model, "vision": config.vision} if config.language_model else {}
+    rules = sharding.rules(config.rules)
+    vlm, _ = load_vlm(config.vlm, config.dtype, mesh, rules, config.remat, config.attention, **pieces)
     _make(workdir)
     if config.run == "predict":
         predict(config, workdir, vlm)

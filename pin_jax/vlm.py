@@ -35,7 +35,7 @@ from pin_jax.models.opt import OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import ViTConfig, normalise
-from pin_jax.weights import files, published
+from pin_jax.weights import files, load_openflamingo, published
 from pin_jax.weights.convert import convert
 
 
@@ -86,10 +86,10 @@ class VLM:
         labels: jax.Array | None = None,
         inserts: Inserts = Inserts(),
     ) -> jax.Array:
-        """Logits of texts, each about one image.
+        """Logits of texts, each about its images.
 
         Args:
-          pixels: float[B, H, W, 3], normalised.
+          pixels: float[B, H, W, 3], normalised; float[B, I, H, W, 3] where a text has several images (Flamingo).
           input_ids: int[B, T]; its image tokens stand for the image.
           attention_mask: [B, T], 0 at pads and in holes.
           labels: int[B, L], for an encoder-decoder language model only.
@@ -97,7 +97,7 @@ class VLM:
         Returns:
           float32[B, T, V]; with labels float32[B, L, V].
         """
-        inputs = pixels[:, None], input_ids, attention_mask, inserts
+        inputs = pixels if pixels.ndim == 5 else pixels[:, None], input_ids, attention_mask, inserts
         return self.model.apply({"params": params}, *inputs, labels=labels)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -275,6 +275,7 @@ def load_vlm(
     remat: str = "none",
     attention: str = "xla",
     grid: int = 16,
+    **pieces: Any,
 ) -> tuple[VLM, Any]:
     """Reads a VLM: a small one of this project, or published weights in their own layout.
 
@@ -288,6 +289,8 @@ def load_vlm(
       remat: what the backward pass computes again, a key of `layers.REMAT`.
       attention: of the vision encoder, a key of `layers.ATTENTION`.
       grid: cells along a side of the image, of published VLMs' box text.
+      **pieces: of an OpenFlamingo, whose checkpoint `source` is: language_model, vision, and what else
+        `weights.load_openflamingo.open_pieces` takes.
 
     Returns:
       The VLM and its parameters: vlm.apply(params, pixels, input_ids, attention_mask).
@@ -302,6 +305,12 @@ def load_vlm(
         if value not in known:
             raise UserError(f"config.{name} {value!r}: expected one of {', '.join(known)}")
     mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    pieces = {name: piece for name, piece in pieces.items() if piece not in ("", None)}
+    if pieces or str(source).endswith(".pt"):
+        if "language_model" not in pieces:
+            raise UserError(f"VLM {source}: an OpenFlamingo checkpoint; name its language model, language_model=FOLDER")
+        found = load_openflamingo.open_pieces(source, dtype=dtype, remat=remat, attention=attention, **pieces)
+        return _published(found, str(source), mesh, rules, grid)
     folder = files.resolve(source)
     reader = published.reader(folder)
     if reader is None:
@@ -311,10 +320,18 @@ def load_vlm(
         params = sharding.place(vlm.params, sharding.shardings(vlm.params, mesh, rules))
         vlm = dataclasses.replace(vlm, params=params, mesh=mesh)
         return vlm, params
-    found = reader.read(folder, dtype, remat=remat, attention=attention)
+    return _published(reader.read(folder, dtype, remat=remat, attention=attention), str(source), mesh, rules, grid)
+
+
+def _published(
+    found: published.Published, source: str, mesh: Mesh, rules: sharding.Rules, grid: int
+) -> tuple[VLM, Any]:
+    """Reads the weights of a published VLM onto a mesh."""
     shapes = skeleton(found.model, found.dtypes)
     digest = Digest()
-    params = convert(found.tensors, found.table, shapes, str(source), sharding.shardings(shapes, mesh, rules), digest)
+    params = convert(
+        found.tensors, found.table, shapes, found.source or source, sharding.shardings(shapes, mesh, rules), digest
+    )
     size = found.model.config.vision.image_size
     mean, std = found.processor.image_mean, found.processor.image_std
     vlm = VLM(

@@ -33,3 +33,20 @@ def test_the_recipe_in_minutes(tmp_path):
         cwd=ROOT, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert "A photo of" in asked.stdout
+
+
+@pytest.mark.heavy
+def test_the_second_one_reads_through_a_perceiver_and_shares_stage_1(tmp_path):
+    for variant in ("smoke", "perceiver_smoke"):
+        command = [sys.executable, "main.py", f"--config=configs/tiny_vlm.py:{variant}", f"--workdir={tmp_path}"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert len(list((tmp_path / "cache").glob("features-*.npy"))) == 1
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("tiny_flamingo", "tiny_perceiver"))
+    for key, value in second.items():
+        assert np.isfinite(value).all()
+        if key.startswith("vision/"):
+            np.testing.assert_array_equal(value, first[key])
+    assert {key for key in second if key.startswith("perceiver/")} == second.keys() - first.keys()
+    assert json.loads((tmp_path / "knows_perceiver.json").read_text()) != json.loads(
+        (tmp_path / "knows.json").read_text()
+    )

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from pin_jax.models import layers
+from pin_jax.models.gpt_neox import GPTNeoXConfig
 from pin_jax.models.interface import Inserts, next_tokens
-from pin_jax.models.mpt import MPTBlock, MPTConfig, alibi_bias
+from pin_jax.models.mpt import MPTConfig
 from pin_jax.models.perceiver import Perceiver, PerceiverConfig
 from pin_jax.models.vit import ViT, ViTConfig
 
@@ -34,7 +35,7 @@ class FlamingoConfig:
     """
 
     vision: ViTConfig
-    lm: MPTConfig
+    lm: MPTConfig | GPTNeoXConfig
     perceiver: PerceiverConfig | None
     cross_every: int
     image_token: int
@@ -43,7 +44,7 @@ class FlamingoConfig:
     cross_heads: int = 8
     cross_head_dim: int = 64
     unroll: bool = False
-    remat: bool = False
+    remat: bool | str = False
 
     @property
     def media_tokens(self) -> int:
@@ -101,16 +102,17 @@ class GatedDecoder(nn.Module):
     def setup(self):
         config, lm = self.config, self.config.lm
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (lm.vocab, lm.width))
-        self.norm = nn.LayerNorm(epsilon=lm.eps, use_bias=False, dtype=lm.dtype)
+        self.norm = nn.LayerNorm(epsilon=lm.eps, use_bias=lm.norm_bias, dtype=lm.dtype)
+        self.head = None if lm.tied else layers.dense(lm.vocab, use_bias=False, dtype=lm.dtype)
         _, init_blocks = self._block()
         _, init_gates = self._gate()
-        x, bias = jnp.zeros((1, 1, lm.width)), jnp.zeros((1, lm.heads, 1, 1))
+        x, context = jnp.zeros((1, 1, lm.width)), lm.context(jnp.arange(1), jnp.ones((1, 1), bool))
         media = jnp.zeros((1, 1, config.vision.width))
-        self.blocks = self.param("blocks", lambda rng: init_blocks(rng, x, bias))
+        self.blocks = self.param("blocks", lambda rng: init_blocks(rng, x, context))
         self.gates = self.param("gates", lambda rng: init_gates(rng, x, media, jnp.ones((1, 1, 1), bool)))
 
     def _block(self):
-        return layers.stacked(functools.partial(MPTBlock, self.config.lm), self.config.lm.depth)
+        return layers.stacked(self.config.lm.block, self.config.lm.depth)
 
     def _gate(self):
         return layers.stacked(
@@ -123,8 +125,10 @@ class GatedDecoder(nn.Module):
         return table[ids]
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """float[..., D] -> float32[..., V] through the tied head."""
+        """float[..., D] -> float32[..., V] through the head, which may be the embedding."""
         x = self.norm(x)
+        if self.head is not None:
+            return self.head(x).astype(jnp.float32)
         return jnp.einsum("...d,vd->...v", x, self.embedding.astype(x.dtype)).astype(jnp.float32)
 
     def media_keys(self, media: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -137,18 +141,18 @@ class GatedDecoder(nn.Module):
         x: jax.Array,
         media_keys: tuple[jax.Array, jax.Array],
         visible: jax.Array,
-        bias: jax.Array,
+        context: Any,
         cache: tuple[jax.Array, jax.Array] | None = None,
         index: jax.Array | int = 0,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """All blocks; returns x float[R, T, D] and keys and values float[L, R, S, H, d]."""
+        """All blocks, given `config.lm.context`; returns x float[R, T, D] and keys and values float[L, R, S, H, d]."""
         every, depth = self.config.cross_every, self.config.lm.depth
         groups = depth // every
         block_layer, gate_layer = self._block()[0], self._gate()[0]
 
         def layer(x, p_cache):
             params, cache = p_cache
-            return block_layer.apply({"params": params}, x, bias, cache, index)
+            return block_layer.apply({"params": params}, x, context, cache, index)
 
         def group(x, inputs):
             gate, keys, blocks = inputs
@@ -221,8 +225,8 @@ class Flamingo(nn.Module):
         x, prefix, mask = self._embed(input_ids, attention_mask, inserts)
         media = self.fuse(vision, inserts)
         visible = self._visible(self._media_index(input_ids, prefix), media)
-        bias = alibi_bias(jnp.arange(x.shape[1]), mask, self.config.lm)
-        x, _ = self.lm.run(x, self._media_keys(media), visible, bias)
+        context = self.config.lm.context(jnp.arange(x.shape[1]), mask)
+        x, _ = self.lm.run(x, self._media_keys(media), visible, context)
         return self.lm.logits(x[:, prefix:])
 
     def predict(
@@ -265,8 +269,8 @@ class Flamingo(nn.Module):
         media = self.fuse(vision, inserts)
         keys = self._media_keys(media)
         index = self._media_index(input_ids, prefix)
-        bias = alibi_bias(jnp.arange(x.shape[1]), mask, self.config.lm)
-        x, written = self.lm.run(x, keys, self._visible(index, media), bias)
+        context = self.config.lm.context(jnp.arange(x.shape[1]), mask)
+        x, written = self.lm.run(x, keys, self._visible(index, media), context)
         room = [(0, 0), (0, 0), (0, steps), (0, 0), (0, 0)]
         cache = {
             "text": jax.tree.map(lambda a: jnp.pad(a, room), written),
@@ -294,9 +298,9 @@ class Flamingo(nn.Module):
         tokens = tokens[:, None] if tokens.ndim == 1 else tokens
         rows, count = tokens.shape
         index = cache["index"]
-        bias = alibi_bias(index[..., None] + jnp.arange(count), cache["mask"], self.config.lm)
+        context = self.config.lm.context(index[..., None] + jnp.arange(count), cache["mask"])
         visible = jnp.broadcast_to(cache["visible"], (rows, count, cache["visible"].shape[2]))
-        x, text = self.lm.run(self.lm.embed(tokens), cache["media"], visible, bias, cache["text"], index)
+        x, text = self.lm.run(self.lm.embed(tokens), cache["media"], visible, context, cache["text"], index)
         index = index + (count if lengths is None else lengths)
         return self.lm.logits(layers.after(x, lengths)), {**cache, "text": text, "index": index}
 

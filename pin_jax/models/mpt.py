@@ -1,10 +1,10 @@
-"""MPT: the decoder blocks of OpenFlamingo's language models (no biases, ALiBi, exact gelu, tied head)."""
+"""MPT: the decoder blocks of most of OpenFlamingo's language models (no biases, ALiBi, exact gelu, tied head)."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,10 @@ from pin_jax.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class MPTConfig:
-    """Shape of the decoder.
+    """Shape of the decoder, and what a Flamingo asks of any language model.
+
+    That is: vocab, width, depth, heads, eps and dtype; `block`; `context`, what its blocks know of places and pads;
+    norm_bias, whether the last LayerNorm has a bias; tied, whether the embedding is the head.
 
     Attributes:
       vocab, width, depth, heads: the usual. mlp_ratio: of the feed-forward network.
@@ -34,9 +37,20 @@ class MPTConfig:
     eps: float = 1e-5
     dtype: Any = None
 
+    norm_bias: ClassVar[bool] = False
+    tied: ClassVar[bool] = True
+
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    def block(self, parent: Any = None) -> nn.Module:
+        """One block as a pure function of its parameters."""
+        return MPTBlock(self, parent=parent)
+
+    def context(self, query_pos: jax.Array, key_mask: jax.Array) -> jax.Array:
+        """What every block is given: see `alibi_bias`."""
+        return alibi_bias(query_pos, key_mask, self)
 
 
 MPT_1B = MPTConfig(vocab=50432, width=2048, depth=24, heads=16, qk_norm=True)

@@ -1,8 +1,8 @@
-"""Tables of the vision towers: CLIP in Hugging Face's layout, and BLIP-2's EVA (transformers 5 names)."""
+"""Tables of the vision towers: CLIP in Hugging Face's and open_clip's layouts, BLIP-2's EVA (transformers 5 names)."""
 
 from __future__ import annotations
 
-from pin_jax.weights.convert import Rule, flat, module, patch
+from pin_jax.weights.convert import Rule, flat, linear, module, patch
 
 PREFIX = r"(?:vision_model\.)?"  # transformers 5 leaves it out when a CLIPVisionModel is saved alone
 _LAYER = r"encoder\.layers\.(?P<layer>\d+)\."
@@ -37,6 +37,26 @@ def clip_vision(prefix: str = PREFIX, to: str = "", post_norm: bool = True) -> l
         *module(layer + r"self_attn\.out_proj", f"{to}blocks/out"),
         *_blocks(prefix, to),
         *(norm if post_norm else [Rule(rule.pattern, None) for rule in norm]),
+    ]
+
+
+def open_clip_vision(prefix: str = r"visual\.", to: str = "", post_norm: bool = True) -> list[Rule]:
+    """CLIP's vision tower in open_clip's layout (fused qkv) -> `models.vit.ViT`; see `clip_vision`."""
+    layer, blocks = prefix + r"transformer\.resblocks\.(?P<layer>\d+)\.", f"{to}blocks"
+    norm = module(prefix + "ln_post", f"{to}post_norm", kind="norm")
+    return [
+        Rule(prefix + "class_embedding", f"{to}class_token", flat),
+        Rule(prefix + r"conv1\.weight", f"{to}patch/kernel", patch),
+        Rule(prefix + "positional_embedding", f"{to}positions"),
+        *module(prefix + "ln_pre", f"{to}pre_norm", kind="norm"),
+        *module(layer + r"ln_([12])", rf"{blocks}/norm_\2", kind="norm"),
+        Rule(layer + r"attn\.in_proj_weight", f"{blocks}/qkv/kernel", linear),
+        Rule(layer + r"attn\.in_proj_bias", f"{blocks}/qkv/bias"),
+        *module(layer + r"attn\.out_proj", f"{blocks}/out"),
+        *module(layer + r"mlp\.c_fc", f"{blocks}/fc1"),
+        *module(layer + r"mlp\.c_proj", f"{blocks}/fc2"),
+        *(norm if post_norm else [Rule(rule.pattern, None) for rule in norm]),
+        Rule(prefix + "proj", None),  # into the space that images and texts share
     ]
 
 

@@ -1,9 +1,16 @@
-"""Tables of OpenFlamingo on MPT: the language model, the Perceiver and the gated layers, in both of their layouts."""
+"""Tables of OpenFlamingo: its language models, the Perceiver and the gated layers, in both of their layouts."""
 
 from __future__ import annotations
 
-from pin_jax.weights.clip import clip_vision
-from pin_jax.weights.convert import Rule, flat, module
+import functools
+
+import numpy as np
+from einops import rearrange
+
+from pin_jax.models.gpt_neox import GPTNeoXConfig
+from pin_jax.models.mpt import MPT_7B, MPTConfig
+from pin_jax.weights.clip import clip_vision, open_clip_vision
+from pin_jax.weights.convert import Rule, flat, linear, module
 
 
 def mpt(prefix: str = "", to: str = "") -> list[Rule]:
@@ -23,6 +30,37 @@ def mpt(prefix: str = "", to: str = "") -> list[Rule]:
         *module(layer + r"attn\.([qk])_ln", rf"{blocks}/\2_norm", bias=False, kind="norm"),
         *module(layer + r"attn\.out_proj", f"{blocks}/out", bias=False),
         *module(layer + r"(?:ffn\.|mlp\.mlp_)(up|down)(?:_proj)?", rf"{blocks}/\2", bias=False),
+    ]
+
+
+def by_part(array: np.ndarray, heads: int) -> np.ndarray:
+    """GPT-NeoX's fused q, k, v, head by head on the first axis [(H 3 d), ...] -> all of q, all of k, all of v."""
+    return rearrange(np.asarray(array), "(h t d) ... -> (t h d) ...", h=heads, t=3)
+
+
+def gpt_neox(heads: int, prefix: str = "", to: str = "") -> list[Rule]:
+    """GPT-NeoX -> embedding, norm, head and stacked `models.gpt_neox.GPTNeoXBlock`s.
+
+    Args:
+      heads: of the attention; its fused weights lie head by head. Other arguments as `mpt`.
+    """
+    layer, blocks = prefix + r"gpt_neox\.layers\.(?P<layer>\d+)\.(?:decoder_layer\.)?", f"{to}blocks"
+    qkv = layer + r"attention\.query_key_value"
+    fused = functools.partial(by_part, heads=heads)
+    return [
+        Rule(prefix + r"gpt_neox\.embed_in\.weight", f"{to}embedding"),
+        Rule(prefix + r"(?:embed_out|lm_head)\.weight", f"{to}head/kernel", linear),
+        *module(prefix + r"gpt_neox\.final_layer_norm", f"{to}norm", kind="norm"),
+        *module(layer + "input_layernorm", f"{blocks}/norm_1", kind="norm"),
+        *module(layer + "post_attention_layernorm", f"{blocks}/norm_2", kind="norm"),
+        Rule(qkv + r"\.weight", f"{blocks}/qkv/kernel", lambda w: linear(fused(w))),
+        Rule(qkv + r"\.bias", f"{blocks}/qkv/bias", fused),
+        *module(layer + r"attention\.dense", f"{blocks}/out"),
+        *module(layer + r"mlp\.dense_h_to_4h", f"{blocks}/up"),
+        *module(layer + r"mlp\.dense_4h_to_h", f"{blocks}/down"),
+        # Buffers that older files hold: the causal mask, and the speeds of the rotation.
+        Rule(layer + r"attention\.(?:bias|masked_bias|rotary_emb\.inv_freq)", None),
+        Rule(prefix + r"gpt_neox\.rotary_emb\.inv_freq", None),
     ]
 
 
@@ -63,19 +101,25 @@ def gates(prefix: str, to: str, cross_every: int) -> list[Rule]:
     ]
 
 
-def openflamingo(cross_every: int) -> list[Rule]:
-    """A whole OpenFlamingo on MPT with a CLIP tower in Hugging Face's layout -> `models.flamingo.Flamingo`.
+def openflamingo(cross_every: int, lm: MPTConfig | GPTNeoXConfig = MPT_7B) -> list[Rule]:
+    """A whole OpenFlamingo with a CLIP tower in Hugging Face's or open_clip's layout -> `models.flamingo.Flamingo`.
 
-    The gated layers may come as `lang_encoder.transformer.blocks.N.gated_cross_attn_layer.*`, as the older
+    The gated layers may come inside the language model's (`...blocks.N.gated_cross_attn_layer.*`), as the older
     `lang_encoder.gated_cross_attn_layers.N.*`, or as both, which must then be equal. The vision tower's last LayerNorm
     is ignored: OpenFlamingo takes the tokens without it.
+
+    Args:
+      cross_every: see `FlamingoConfig`.
+      lm: which language model it is.
     """
-    newer = r"lang_encoder\.transformer\.blocks\.(?P<layer>\d+)\.gated_cross_attn_layer\."
+    newer = r"lang_encoder\.(?:transformer\.blocks|gpt_neox\.layers)\.(?P<layer>\d+)\.gated_cross_attn_layer\."
     older = r"lang_encoder\.gated_cross_attn_layers\.(?P<layer>\d+)\."
+    neox = isinstance(lm, GPTNeoXConfig)
     return [
         *clip_vision(r"vision_encoder\.(?:m\.)?(?:vision_model\.)?", "vision/", post_norm=False),
+        *open_clip_vision(r"vision_encoder\.", "vision/", post_norm=False),
         *perceiver(),
         *gates(newer, "lm/gates", cross_every),
         *gates(older, "lm/gates", cross_every),
-        *mpt(r"lang_encoder\.", "lm/"),
+        *(gpt_neox(lm.heads, r"lang_encoder\.", "lm/") if neox else mpt(r"lang_encoder\.", "lm/")),
     ]

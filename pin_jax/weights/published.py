@@ -20,7 +20,7 @@ from input_pipeline.prompts import Frame
 from pin_jax.weights import files
 from pin_jax.weights.convert import Rule
 
-READERS = ("pin_jax.weights.blip2",)
+READERS = ("pin_jax.weights.blip2", "pin_jax.weights.load_openflamingo")
 
 
 @dataclasses.dataclass
@@ -33,6 +33,7 @@ class Published:
       dtypes: of the weights, by top-level part of the parameters.
       tokenizer: of transformers, padding on the left. processor: with image_mean and image_std.
       frame: what stands around prompt and answer.
+      source: what errors call it, where its folder is not enough.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Published:
     tokenizer: Any
     processor: Any
     frame: Frame
+    source: str = ""
 
 
 def reader(folder: pathlib.Path) -> Any | None:
