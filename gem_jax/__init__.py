@@ -1,0 +1,1 @@
+"""GEM and its peers: zero-shot localisation from a frozen image-text model."""
