@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
          "class_token": True, "pre_norm": True, "post_norm": True, "stem_width": 64, "unroll": True}
     )  # fmt: skip
     config.text = ConfigDict(
-        {"context": 32, "width": 128, "depth": 4, "heads": 4, "mlp": 512, "act": "gelu_tanh", "pool": "eos",
+        {"context": 32, "width": 128, "depth": 2, "heads": 2, "mlp": 512, "act": "gelu_tanh", "pool": "eos",
          "unroll": True}
     )  # fmt: skip
     config.embed = 128
@@ -47,15 +47,14 @@ def get_config(variant: str = "") -> ConfigDict:
             "vary": 0.8,
         }
     )
-    # Small pictures of one object, then scenes of several of which half the patches are seen, then whole scenes.
+    # Small pictures of one object, then whole scenes of several, of which half the patches are seen.
+    # text: tokens of a caption, as few as hold it.
     config.fit = ConfigDict({"lr": 1.4e-3})
     config.phases = [
-        {"images": 300_000, "batch": 192, "keep": [1.0], "seed": 0,
+        {"images": 240_000, "batch": 192, "keep": [1.0], "seed": 0, "text": 12,
          "scenes": {"image_size": 80, "grid": 8, "crop": 0.2, "objects": [1, 1], "smallest": [4], "largest": 7,
                     "look_scenes": 0.4}},
-        {"images": 150_000, "batch": 128, "keep": [0.5], "seed": 625,
-         "scenes": {"objects": [1, 3], "smallest": [6, 5, 4], "look_scenes": 0.6}},
-        {"images": 30_000, "batch": 128, "keep": [1.0], "seed": 10_000,
+        {"images": 72_000, "batch": 128, "keep": [0.5], "seed": 625, "text": 28,
          "scenes": {"objects": [1, 3], "smallest": [6, 5, 4], "look_scenes": 0.6}},
     ]  # fmt: skip
     config.eval = ConfigDict({"images": 512, "seed": 999})

@@ -50,7 +50,7 @@ class Captioned(grain.transforms.RandomMap):
         text = caption([names[i] for i in rng.permutation(len(names))]) + self.tokenizer.eos_token
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) > self.length:
-            raise ValueError(f"caption {text!r} has over {self.length} tokens; raise config.text.context")
+            raise ValueError(f"caption {text!r} has over {self.length} tokens; raise the phase's text")
         return {"image": record["image"], "ids": pad_rows(np.array(ids, np.int32), self.length, 0)}
 
 

@@ -90,7 +90,7 @@ def _data(config: ConfigDict, phase: dict, tokenizer, codec: BoxCodec):
     scenes = Scenes(
         scene_config({**config.scenes, **phase["scenes"]}, codec), phase["seed"] + config.seed, phase["images"]
     )
-    rows = Captioned(tokenizer, config.text.context)
+    rows = Captioned(tokenizer, phase["text"])
     return batches(scenes, [rows], phase["batch"], seed=config.seed, shuffle=False, threads=config.threads)
 
 
