@@ -1,7 +1,7 @@
 """GEM and its peers: each is one attention function and a rule for the stream that it feeds.
 
-Notation: q, k, v float[B, N, H, d] of one block of the frozen tower (of the ORIGINAL stream x), s = d^-0.5. A method is a
-`pin_jax.models.vit.SecondStream`: z starts as x at the first of the blocks that it works in, and in each of them
+Notation: q, k, v float[B, N, H, d] of one block of the frozen tower, of the ORIGINAL stream x; s = d^-0.5. A method is
+a `pin_jax.models.vit.SecondStream`: z starts as x at the first of the blocks that it works in, and in each of them
 z <- [z +] out(attend(q, k, v)), [z <- z + mlp(z)]. `method(name, ...)` builds one by its name.
 """
 
@@ -25,9 +25,8 @@ def self_attention(s: jax.Array, v: jax.Array, beta: jax.Array | float, bias: ja
     Args:
       s, v: float[B, N, H, d]. beta: float[] or float[B], multiplies the products. bias: float[N, N].
     """
-    beta = jnp.asarray(beta, s.dtype).reshape(-1, 1, 1, 1)
-    bias = None if bias is None else bias[None, None].astype(s.dtype)
-    return jax.nn.dot_product_attention(beta * s, s, v, bias=bias, scale=1.0)
+    beta = jnp.asarray(beta * s.shape[-1] ** 0.5, s.dtype).reshape(-1, 1, 1, 1)  # its own scale is d^-0.5
+    return layers.attention(beta * s, s, v, None if bias is None else bias[None, None].astype(s.dtype))
 
 
 def bounded_self_attention(s: jax.Array, v: jax.Array, beta: jax.Array) -> jax.Array:
@@ -64,7 +63,7 @@ def clearclip(q, k, v, context: Context) -> jax.Array:
 
 
 def naclip(q, k, v, context: Context, std: float = 5.0) -> jax.Array:
-    """softmax(s k k^T + w) v, w_ij = exp(-|p_i - p_j|^2 / (2 std^2)) over patches p (Hajimiri et al., NACLIP, WACV 2025).
+    """softmax(s k k^T + w) v, w_ij = exp(-|p_i - p_j|^2 / (2 std^2)) over patches (Hajimiri et al., NACLIP, WACV 2025).
 
     w is added to the logits as it is, as in the authors' code; it is 0 for tokens that are no patches.
     """
@@ -102,9 +101,10 @@ def gem(
     return total / len(parts)
 
 
-def unit(s: jax.Array) -> jax.Array:
-    """s / |s| over the last axis."""
-    return s / jnp.maximum(jnp.linalg.norm(s, axis=-1, keepdims=True), 1e-12)
+def unit(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis, at least in float32 inside; zero stays zero."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * jax.lax.rsqrt(jnp.maximum((wide * wide).sum(-1, keepdims=True), 1e-24))).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from gem_jax.attention import unit
 from pin_jax.models import layers
 from pin_jax.models.vit import AttentionFn, ViT, ViTBlock, ViTConfig
 
@@ -116,23 +117,30 @@ class MapHead(nn.Module):
         config = self.config
         dense = functools.partial(layers.dense, dtype=config.dtype)
         self.probe = self.param("probe", nn.initializers.normal(0.02), (config.width,))
-        self.q, self.k, self.v, self.out = (dense(config.width, name=name) for name in ("q", "k", "v", "out"))
+        self.qkv = self.param("qkv", nn.initializers.normal(0.02), (config.width, 3 * config.width))
+        self.qkv_bias = self.param("qkv_bias", nn.initializers.zeros, (3 * config.width,))
+        self.out = dense(config.width)
         self.norm = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype)
-        self.fc1, self.fc2 = dense(config.mlp, name="fc1"), dense(config.width, name="fc2")
+        self.fc1, self.fc2 = dense(config.mlp), dense(config.width)
+
+    def _part(self, x: jax.Array, index: int) -> jax.Array:
+        """q (0), k (1) or v (2) of x float[B, N, D]."""
+        columns = slice(index * self.config.width, (index + 1) * self.config.width)
+        return x @ self.qkv[:, columns].astype(x.dtype) + self.qkv_bias[columns].astype(x.dtype)
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         return x + self.fc2(layers.ACTIVATIONS[self.config.act](self.fc1(self.norm(x))))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Tokens float[B, N, D] -> float[B, D]."""
-        split = functools.partial(rearrange, pattern="b n (h d) -> b n h d", h=self.config.heads)
         probe = jnp.broadcast_to(self.probe.astype(tokens.dtype), (tokens.shape[0], 1, self.config.width))
-        out = layers.attention(split(self.q(probe)), split(self.k(tokens)), split(self.v(tokens)))
+        parts = (self._part(x, i) for i, x in enumerate((probe, tokens, tokens)))
+        out = layers.attention(*(rearrange(x, "b n (h d) -> b n h d", h=self.config.heads) for x in parts))
         return self._mlp(self.out(rearrange(out, "b n h d -> b n (h d)")))[:, 0]
 
     def tokens(self, tokens: jax.Array) -> jax.Array:
         """Every token float[B, N, D] pooled as if it were the only one: its softmax is 1, so only v is left."""
-        return self._mlp(self.out(self.v(tokens)))
+        return self._mlp(self.out(self._part(tokens, 2)))
 
 
 class CLIP(nn.Module):
@@ -187,6 +195,19 @@ class CLIP(nn.Module):
         return logits + self.logit_bias if self.config.logit_bias else logits
 
 
-def unit(x: jax.Array) -> jax.Array:
-    """x / |x| over the last axis; zero stays zero."""
-    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+def published(patch: int, size: int, layers: int, width: int, embed: int, text: tuple[int, int], heads: int, act: str):
+    """A published CLIP; `text` is (width, layers) of the text tower, whose heads have 64 channels."""
+    vision = ViTConfig(image_size=size, patch=patch, width=width, depth=layers, heads=heads, mlp=4 * width, act=act)
+    form = TextConfig(width=text[0], depth=text[1], heads=text[0] // 64, mlp=4 * text[0], act=act)
+    return CLIPConfig(vision, form, embed)
+
+
+# The sizes that GEM lists. OpenAI's and MetaCLIP's weights need quick_gelu, LAION's the exact one.
+BACKBONES = {
+    "ViT-B/32": published(32, 224, 12, 768, 512, (512, 12), 12, "quick_gelu"),
+    "ViT-B/16": published(16, 224, 12, 768, 512, (512, 12), 12, "quick_gelu"),
+    "ViT-B/16-plus-240": published(16, 240, 12, 896, 640, (640, 12), 14, "gelu"),
+    "ViT-L/14": published(14, 224, 24, 1024, 768, (768, 12), 16, "quick_gelu"),
+    "ViT-L/14-336": published(14, 336, 24, 1024, 768, (768, 12), 16, "quick_gelu"),
+    "ViT-H/14": published(14, 224, 32, 1280, 1024, (1024, 24), 16, "gelu"),
+}

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from gem_jax import folder as folder_lib
-from gem_jax.clip import CLIP, CLIPConfig, TextConfig, unit
+from gem_jax import pretrained
+from gem_jax.attention import unit
+from gem_jax.clip import CLIP, CLIPConfig, TextConfig
 from gem_jax.contrastive import LOSSES, Captioned, called, caption, loss_fn
 from input_pipeline import cutouts, looks
 from input_pipeline.boxes import BoxCodec
@@ -39,7 +40,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.run == "train":
         train(config, workdir)
     own = workdir / FOLDER
-    score(config, workdir, folder_lib.load(config.clip or (own if own.exists() else SHIPPED)))
+    score(config, workdir, pretrained.load(config.clip or (own if own.exists() else SHIPPED)))
 
 
 def build(config: ConfigDict) -> tuple[CLIP, Any, tuple[str, ...], BoxCodec]:
@@ -83,7 +84,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
 
     step = jax.jit(step, donate_argnums=0, static_argnums=3)
     params = fit("contrastive training", workdir, State(params, tx.init(params)), step, phases, config)
-    folder_lib.save(workdir / FOLDER, model, params, tokenizer, MEAN, STD, names)
+    pretrained.save(workdir / FOLDER, model, params, tokenizer, MEAN, STD, names)
 
 
 def _data(config: ConfigDict, phase: dict, tokenizer, codec: BoxCodec):
@@ -94,7 +95,7 @@ def _data(config: ConfigDict, phase: dict, tokenizer, codec: BoxCodec):
     return batches(scenes, [rows], phase["batch"], seed=config.seed, shuffle=False, threads=config.threads)
 
 
-def score(config: ConfigDict, workdir: pathlib.Path, model: folder_lib.ImageText) -> dict[str, Any]:
+def score(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageText) -> dict[str, Any]:
     """What the model knows of whole pictures: one object each, on photographs it has not seen; writes knows.json.
 
     `name`: the best of all names is the right one, the object as it is. `tint`: of a tinted object, the best of the
