@@ -51,10 +51,10 @@ def get_config(variant: str = "") -> ConfigDict:
     # text: tokens of a caption, as few as hold it.
     config.fit = ConfigDict({"lr": 1.4e-3})
     config.phases = [
-        {"images": 240_000, "batch": 192, "keep": [1.0], "seed": 0, "text": 12,
+        {"images": 120_000, "batch": 192, "keep": [1.0], "seed": 0, "text": 12,
          "scenes": {"image_size": 80, "grid": 8, "crop": 0.2, "objects": [1, 1], "smallest": [4], "largest": 7,
                     "look_scenes": 0.4}},
-        {"images": 72_000, "batch": 128, "keep": [0.5], "seed": 625, "text": 28,
+        {"images": 45_056, "batch": 128, "keep": [0.5], "seed": 625, "text": 28,
          "scenes": {"objects": [1, 3], "smallest": [6, 5, 4], "look_scenes": 0.6}},
     ]  # fmt: skip
     config.eval = ConfigDict({"images": 512, "seed": 999})

@@ -68,6 +68,6 @@ def write_open_clip(folder: pathlib.Path, data: dict[str, np.ndarray], quick_gel
     config = {"model_cfg": {"embed_dim": meta["embed_dim"], "quick_gelu": quick_gelu, "vision_cfg": vision,
                             "text_cfg": meta["text"]}, "preprocess_cfg": {}}  # fmt: skip
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    safetensors.save_file({k: np.ascontiguousarray(v) for k, v in weights(data).items()},
+    safetensors.save_file({k: np.array(v, order="C") for k, v in weights(data).items()},
                           folder / "open_clip_model.safetensors")  # fmt: skip
     return folder

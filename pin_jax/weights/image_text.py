@@ -30,7 +30,7 @@ def hf_clip() -> list[Rule]:
         *_hf_text(),
         *module("visual_projection", "projection", bias=False),
         *module("text_projection", "text_projection", bias=False),
-        Rule("logit_scale", "logit_scale"),
+        Rule("logit_scale", "logit_scale", flat),
     ]
 
 

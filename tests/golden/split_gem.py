@@ -1,4 +1,4 @@
-"""Splits the file of the GEM authors' own outputs (WalBouss/GEM on open_clip 2.23, tiny random weights) into small ones.
+"""Splits the file of the GEM authors' own outputs (WalBouss/GEM, open_clip 2.23, tiny random weights) into small ones.
 
 `python tests/golden/split_gem.py gem_tiny.npz` writes gem_weights_{1,2,3}.npz (open_clip's keys below `sd/`),
 gem_inputs.npz, gem_features.npz (float32), gem_features_f64.npz and gem_maps.npz. Nothing is left out but pixels of the
