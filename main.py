@@ -28,6 +28,7 @@ PROGRAMS = {
     "pin": "pin_jax.runs",
     "tiny_vlm": "pin_jax.pretrain",
     "tiny_clip": "gem_jax.tiny_clip",
+    "gem": "gem_jax.runs",
 }
 
 

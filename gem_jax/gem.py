@@ -22,7 +22,6 @@ from pin_jax import reporting
 from pin_jax.models.vit import normalise
 
 TEMPLATES = ("a photo of a {}.",)
-_CHUNK = 16  # texts go through the tower in rows of so many: one shape for any list of prompts
 
 Picture = Any  # a path, a PIL image or uint8[H, W, 3]
 
@@ -62,9 +61,9 @@ class GEM:
         if not self.templates or any("{}" not in template for template in self.templates):
             raise UserError(f"templates {self.templates}: expected one or more texts with {{}} in the name's place")
         self.stream = attention_lib.method(attention, vision, depth, iterations, temperature, parts)
-        self._text = jax.jit(lambda params, ids: unit(model.module.apply({"params": params}, ids, method="text")))
         self._tokens = jax.jit(self._both)
-        self._maps = jax.jit(self._similarity, static_argnames="original")
+        self._one = jax.jit(self._stream, static_argnames="original")
+        self._similarity = jax.jit(heatmaps.similarity, static_argnames="grid")
         self._finish = jax.jit(self._finished, static_argnames=("size", "raw"))
         self._known: dict[str, np.ndarray] = {}
 
@@ -86,22 +85,17 @@ class GEM:
           UserError: no prompt, or an empty one.
         """
         if not isinstance(prompts, str) and hasattr(prompts, "shape"):
-            return self._encode(np.asarray(prompts, np.int32))
+            return self.model.encode_text(np.asarray(prompts))
         prompts = _checked(prompts)
         new = [p for p in dict.fromkeys(prompts) if p not in self._known]
         if new:
             texts = [t.format(p, article=article(p)) for p in new for t in self.templates]
-            rows = np.asarray(self._encode(self.model.tokenize(texts)), np.float32)
+            rows = np.asarray(self.model.encode_text(self.model.tokenize(texts)), np.float32)
             means = unit(jnp.asarray(rows.reshape(len(new), len(self.templates), -1).mean(1)))
             if len(self._known) > 10_000:
                 self._known.clear()
             self._known |= dict(zip(new, np.asarray(means), strict=True))
         return jnp.asarray(np.stack([self._known[p] for p in prompts]))
-
-    def _encode(self, ids: np.ndarray) -> jax.Array:
-        padded = np.pad(ids, [(0, -len(ids) % _CHUNK), (0, 0)], mode="edge")
-        out = [self._text(self.model.params, padded[i : i + _CHUNK]) for i in range(0, len(padded), _CHUNK)]
-        return jnp.concatenate(out)[: len(ids)]
 
     # --- image --------------------------------------------------------------------------------------------------------
 
@@ -122,11 +116,9 @@ class GEM:
         height, width = size or self.size
         return np.stack([np.asarray(picture(i).resize((width, height), Image.Resampling.BICUBIC)) for i in images])
 
-    def _similarity(self, params: Any, images: jax.Array, text: jax.Array, original: bool) -> jax.Array:
-        """uint8[B, H, W, 3] and float[C, E] or float[B, C, E] -> float[B, C, h, w]; only the stream wanted is made."""
-        tokens = self._both(params, normalise(images, self.model.mean, self.model.std))[int(original)]
-        patch = self.model.config.vision.patch
-        return heatmaps.similarity(tokens, text, (images.shape[1] // patch, images.shape[2] // patch))
+    def _stream(self, params: Any, images: jax.Array, original: bool) -> jax.Array:
+        """uint8[B, H, W, 3] -> float[B, N, E] of one stream; what the other alone needs is not computed."""
+        return self._both(params, normalise(images, self.model.mean, self.model.std))[int(original)]
 
     def similarity(self, images: np.ndarray, text: np.ndarray, original: bool = False) -> jax.Array:
         """Cosine of patches and texts before enlargement.
@@ -135,17 +127,19 @@ class GEM:
           images: uint8[B, H, W, 3], sides multiples of the patch. text: float[B, C, E] or float[C, E].
 
         Returns:
-          float32[B, C, h, w]. Images and texts are padded to powers of two, so that few shapes compile.
+          float32[B, C, h, w]. The number of texts compiles no tower anew; images are padded to a power of two, texts too.
         """
         count, texts = len(images), text.shape[-2]
         text = jnp.broadcast_to(jnp.asarray(text), (count, *text.shape[-2:]))
         text = jnp.pad(text, [(0, 0), (0, _bucket(texts) - texts), (0, 0)])
-        out = []
+        patch = self.model.config.vision.patch
+        grid, out = (images.shape[1] // patch, images.shape[2] // patch), []
         for start in range(0, count, self.batch_size):
             chunk, own = images[start : start + self.batch_size], text[start : start + self.batch_size]
             room = min(_bucket(len(chunk)), self.batch_size) - len(chunk)
             chunk, own = np.pad(chunk, [(0, room)] + [(0, 0)] * 3), jnp.pad(own, [(0, room), (0, 0), (0, 0)])
-            maps = self._maps(self.model.params, chunk, own, original=original)
+            tokens = self._one(self.model.params, chunk, original=original)
+            maps = self._similarity(tokens, own, grid=grid)
             out.append(maps[: len(maps) - room, :texts].astype(jnp.promote_types(maps.dtype, jnp.float32)))
         return jnp.concatenate(out)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors
 
+from gem_jax.attention import unit
 from gem_jax.blip import BLIP, BERTConfig, BLIPConfig
 from gem_jax.clip import CLIP, CLIPConfig, TextConfig
 from input_pipeline.errors import UserError
@@ -25,6 +26,7 @@ from pin_jax.weights.files import Tensors, read_json, resolve
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+_ROWS = 16
 KIND = "gem_jax clip"  # how config.json says that a folder is one of ours
 # Whose weights need which activation, by a word in the source's name; elsewhere the config decides.
 ACTIVATIONS = {"openai": "quick_gelu", "metaclip": "quick_gelu", "laion": "gelu"}
@@ -51,9 +53,18 @@ class ImageText:
     end: str = ""
     names: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        self._text = jax.jit(lambda params, ids: unit(self.module.apply({"params": params}, ids, method="text")))
+
     @property
     def config(self) -> Any:
         return self.module.config
+
+    def encode_text(self, ids: np.ndarray) -> jax.Array:
+        """Ids int[C, T] -> float[C, E], L2-normalised; rows go through the tower so many at a time, one shape for all."""
+        padded = np.pad(np.asarray(ids, np.int32), [(0, -len(ids) % _ROWS), (0, 0)], mode="edge")
+        out = [self._text(self.params, padded[i : i + _ROWS]) for i in range(0, len(padded), _ROWS)]
+        return jnp.concatenate(out)[: len(ids)]
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> ids int32[C, T], padded on the right; T is 16, 32 or the whole context, so that few shapes compile.

@@ -1,8 +1,8 @@
 """Makes the golden files of whole image-text models from live torch: tiny transformers models, every weight perturbed.
 
 Run `python tests/golden/make_image_text.py` where torch and transformers are installed. Each file holds `sd/KEY`
-(weights as transformers names them), `config` (its config.json), `in/pixels` float32[B, 3, H, W], `in/ids` int64[C, T], and
-`out/image`, `out/text` (embeddings before normalisation) and `out/tokens` (the vision tower's tokens, post-norm).
+(weights as transformers names them), `config` (its config.json), `in/pixels` float32[B, 3, H, W], `in/ids` int64[C, T],
+and `out/image`, `out/text` (embeddings before normalisation) and `out/tokens` (the vision tower's tokens, post-norm).
 """
 
 from __future__ import annotations
