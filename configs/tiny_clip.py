@@ -47,14 +47,14 @@ def get_config(variant: str = "") -> ConfigDict:
             "vary": 0.8,
         }
     )
-    # Small pictures of one object, then whole scenes of several, of which half the patches are seen.
+    # Small pictures of one object, then whole scenes of several, of which two patches in five are seen.
     # text: tokens of a caption, as few as hold it.
     config.fit = ConfigDict({"lr": 1.4e-3})
     config.phases = [
-        {"images": 120_000, "batch": 192, "keep": [1.0], "seed": 0, "text": 12,
+        {"images": 96_000, "batch": 192, "keep": [1.0], "seed": 0, "text": 12,
          "scenes": {"image_size": 80, "grid": 8, "crop": 0.2, "objects": [1, 1], "smallest": [4], "largest": 7,
                     "look_scenes": 0.4}},
-        {"images": 45_056, "batch": 128, "keep": [0.5], "seed": 625, "text": 28,
+        {"images": 36_096, "batch": 128, "keep": [0.4], "seed": 625, "text": 28,
          "scenes": {"objects": [1, 3], "smallest": [6, 5, 4], "look_scenes": 0.6}},
     ]  # fmt: skip
     config.eval = ConfigDict({"images": 512, "seed": 999})

@@ -127,7 +127,7 @@ class GEM:
           images: uint8[B, H, W, 3], sides multiples of the patch. text: float[B, C, E] or float[C, E].
 
         Returns:
-          float32[B, C, h, w]. The number of texts compiles no tower anew; images are padded to a power of two, texts too.
+          float32[B, C, h, w]. The number of texts compiles no tower anew; that of images is padded to a power of two.
         """
         count, texts = len(images), text.shape[-2]
         text = jnp.broadcast_to(jnp.asarray(text), (count, *text.shape[-2:]))

@@ -61,7 +61,7 @@ class ImageText:
         return self.module.config
 
     def encode_text(self, ids: np.ndarray) -> jax.Array:
-        """Ids int[C, T] -> float[C, E], L2-normalised; rows go through the tower so many at a time, one shape for all."""
+        """Ids int[C, T] -> float[C, E], L2-normalised; the tower takes 16 rows at a time, one shape for any number."""
         padded = np.pad(np.asarray(ids, np.int32), [(0, -len(ids) % _ROWS), (0, 0)], mode="edge")
         out = [self._text(self.params, padded[i : i + _ROWS]) for i in range(0, len(padded), _ROWS)]
         return jnp.concatenate(out)[: len(ids)]

@@ -8,7 +8,10 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 from safetensors import numpy as safetensors
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from gem_jax import GEM
 from gem_jax.clip import CLIP, CLIPConfig, TextConfig
@@ -52,12 +55,12 @@ def module(meta: dict, act: str) -> CLIP:
     return CLIP(CLIPConfig(tower, form, meta["embed_dim"]))
 
 
-def gem(data: dict[str, np.ndarray], act: str, dtype=np.float32, tokenizer=None, **options) -> GEM:
+def gem(data: dict[str, np.ndarray], act: str, dtype=np.float32, **options) -> GEM:
     """GEM on it; `act` is the file's word."""
     clip = module(json.loads(str(data["meta"])), ACTS[act])
     params = convert(weights(data), open_clip(), skeleton(clip))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-    return GEM(ImageText(clip, params, tokenizer), **{"size": 64} | options)
+    return GEM(ImageText(clip, params, words(), end="</s>"), **{"size": 64} | options)
 
 
 def write_open_clip(folder: pathlib.Path, data: dict[str, np.ndarray], quick_gelu: bool) -> pathlib.Path:
@@ -71,3 +74,19 @@ def write_open_clip(folder: pathlib.Path, data: dict[str, np.ndarray], quick_gel
     safetensors.save_file({k: np.array(v, order="C") for k, v in weights(data).items()},
                           folder / "open_clip_model.safetensors")  # fmt: skip
     return folder
+
+
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer of a few words for the tiny CLIP; its end token has the highest id, as CLIP's has."""
+    known = "a an photo of cat dog sky grass red apple picture the ! . ,".split()
+    table = {"<pad>": 0, "<unk>": 1, **{word: 2 + i for i, word in enumerate(known)}, "</s>": 511}
+    tokenizer = Tokenizer(models.WordLevel(table, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
+    return fast
+
+
+def photo(seed: int = 0, size: tuple[int, int] = (50, 70)) -> np.ndarray:
+    """A random picture uint8[H, W, 3] with coarse structure."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
