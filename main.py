@@ -24,7 +24,12 @@ logging.set_verbosity(logging.WARNING)
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :variant; override by --config.name=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that a run writes.")
 # program -> module with `run(config, workdir)`
-PROGRAMS = {"pin": "pin_jax.runs", "tiny_vlm": "pin_jax.pretrain"}
+PROGRAMS = {
+    "pin": "pin_jax.runs",
+    "tiny_vlm": "pin_jax.pretrain",
+    "tiny_clip": "gem_jax.tiny_clip",
+    "gem": "gem_jax.runs",
+}
 
 
 def _given(argv: list[str]) -> tuple[str, str]:

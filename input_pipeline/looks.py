@@ -7,6 +7,8 @@ picture; no number and no position is ever tied to an image.
 from __future__ import annotations
 
 import dataclasses
+import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -18,6 +20,7 @@ COLOURS = {
 }  # fmt: skip
 NONE = "plain"
 PATTERNS = ("striped", "dotted")
+DRAWN = ("colour", "pattern", "border")
 SLOTS = {"size": SIZES, "colour": (NONE, *COLOURS), "pattern": (NONE, *PATTERNS), "border": (NONE, *COLOURS)}
 
 
@@ -44,11 +47,35 @@ def size_word(w: int, h: int, grid: int) -> str:
     return SIZES[int(np.searchsorted((0.30, 0.45, 0.65), share))]
 
 
-def draw(rng: np.random.Generator, w: int, h: int, grid: int, share: float) -> Look:
-    """A random look for an object of w x h cells; each slot but the size is given with probability `share`."""
+def pair_split(name: str, colour: str) -> str:
+    """`train` or `held_out`: of the eight tints of every name two are held out, which ones by a hash of the name."""
+    return "held_out" if (zlib.crc32(name.encode()) + tuple(COLOURS).index(colour)) % 4 == 0 else "train"
+
+
+def tints(name: str, pairs: str) -> tuple[str, ...]:
+    """The tints of a name that a split of pairs (`train`, `held_out` or `all`) allows."""
+    return tuple(colour for colour in COLOURS if pairs in ("all", pair_split(name, colour)))
+
+
+def draw(
+    rng: np.random.Generator,
+    w: int,
+    h: int,
+    grid: int,
+    share: float,
+    slots: Sequence[str] = DRAWN,
+    colours: Sequence[str] = tuple(COLOURS),
+) -> Look:
+    """A random look for an object of w x h cells.
+
+    Args:
+      share: probability that a slot is given at all. slots: those that may be given; the size always is.
+      colours: tints to choose from.
+    """
     words = {}
-    for slot in ("colour", "pattern", "border"):
-        chosen = SLOTS[slot][int(rng.integers(1, len(SLOTS[slot])))]
+    for slot in slots:
+        options = colours if slot == "colour" else SLOTS[slot][1:]
+        chosen = options[int(rng.integers(len(options)))]
         words[slot] = chosen if rng.random() < share else NONE
     return Look(size_word(w, h, grid), **words)
 

@@ -30,6 +30,8 @@ class SceneConfig:
       crop, vary: see `Backgrounds`.
       look_share: probability of each look (tint, pattern, border); 0 pastes cut-outs as they are, as published.
       look_scenes: share of scenes in which looks are drawn at all.
+      look_slots: which looks may be drawn: of tint (`colour`), `pattern` and `border`.
+      pairs: which pairs of name and tint may be drawn: `train`, `held_out` (two tints of every name) or `all`.
       mirror: probability of mirroring a cut-out (0 as published).
       twins: probability that a scene pastes one category twice (positional referrals; 0 is off).
       absolute_share: probability that a lone name carries its absolute place; only with twins > 0.
@@ -50,6 +52,8 @@ class SceneConfig:
     vary: float = 0.0
     look_share: float = 0.0
     look_scenes: float = 1.0
+    look_slots: tuple[str, ...] = looks.DRAWN
+    pairs: str = "all"
     mirror: float = 0.0
     twins: float = 0.0
     absolute_share: float = 0.0
@@ -148,7 +152,10 @@ class Scenes:
         if config.look_share:
             share = config.look_share if rng.random() < config.look_scenes else 0.0
             sides = boxes[:, 2:] - boxes[:, :2] + 1
-            scene_looks = [looks.draw(rng, int(w), int(h), config.grid, share) for w, h in sides]
+            scene_looks = [
+                looks.draw(rng, int(w), int(h), config.grid, share, config.look_slots, looks.tints(name, config.pairs))
+                for name, (w, h) in zip(names, sides, strict=True)
+            ]
         record = {
             "boxes": config.codec.to_pixels(boxes),
             "cells": boxes,

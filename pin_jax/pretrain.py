@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import time
-from collections.abc import Callable
 from typing import Any
 
-import flax.struct
 import jax
 import numpy as np
 import optax
@@ -26,7 +23,7 @@ from pin_jax import evaluate, features, reporting, word_tokenizer
 from pin_jax import pretrain_language as language
 from pin_jax import pretrain_vision as vision
 from pin_jax import vlm as vlm_lib
-from pin_jax.checkpoints import Checkpoints
+from pin_jax.fit import State, adamw, fit
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.interface import Inserts
 from pin_jax.models.mpt import MPTConfig
@@ -35,14 +32,6 @@ from pin_jax.models.vit import ViTConfig
 
 RUNS = ("train", "evaluate", "ask")
 SHIPPED = pathlib.Path("assets/tiny_flamingo")
-
-
-@flax.struct.dataclass
-class State:
-    """Parameters and optimiser state of one stage."""
-
-    params: Any
-    opt: Any
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -82,58 +71,6 @@ def flamingo(config: ConfigDict) -> tuple[Flamingo, Any, tuple[str, ...], BoxCod
         unroll=True,
     )
     return Flamingo(shape), tokenizer, names, codec
-
-
-def adamw(lr: float, steps: int) -> optax.GradientTransformation:
-    """AdamW on a cosine of `steps` steps with a short warm-up; gradients clipped at norm 1."""
-    schedule = optax.warmup_cosine_decay_schedule(0, lr, min(200, steps // 4 + 1), steps, 1e-5)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.02))
-
-
-def fit(
-    title: str,
-    workdir: pathlib.Path,
-    state: State,
-    step_fn: Callable[[State, dict, jax.Array, Any], tuple[State, dict]],
-    phases: list[tuple[int, Callable[[], Any], list]],
-    config: ConfigDict,
-) -> Any:
-    """Runs the phases of one stage, or goes on where its last checkpoint stands; returns the parameters.
-
-    Args:
-      step_fn: (state, batch, rng, option) -> state, metrics.
-      phases: (steps, iterator factory, options) each; the options of step_fn take turns.
-    """
-    checkpoints = Checkpoints(workdir, identity=title, keep=2)
-    restored = checkpoints.restore(state)
-    done = 0
-    data_state = None
-    if restored:
-        done, state, data_state = restored
-    total = sum(steps for steps, _, _ in phases)
-    log = reporting.Log(workdir)
-    begin, at = time.monotonic(), 0
-    with reporting.progress(title, total, "step") as advance:
-        for steps, make_iterator, options in phases:
-            at += steps
-            if done >= at:
-                continue
-            iterator = make_iterator()
-            if data_state is not None and done > at - steps:
-                iterator.set_state(data_state)
-            for i in range(done + 1, at + 1):
-                state, metrics = step_fn(state, next(iterator), jax.random.key(i - 1), options[i % len(options)])
-                done = i
-                if i % config.log_every == 0 or i == total:
-                    values = {name: float(value) for name, value in metrics.items()}
-                    log.scalars(i, seconds=time.monotonic() - begin, **values)
-                    advance(i, " ".join(f"{k} {v:.3f}" for k, v in values.items()))
-                if i % config.save_every == 0 or i == total:
-                    checkpoints.save(i, state, iterator.get_state())
-    checkpoints.wait()
-    checkpoints.close()
-    log.close()
-    return state.params
 
 
 def train_vision(config: ConfigDict, workdir: pathlib.Path, names: tuple[str, ...], codec: BoxCodec) -> Any:

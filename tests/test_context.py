@@ -9,7 +9,7 @@ from small import config_for, write_vlm
 from input_pipeline.errors import UserError
 from pin_jax import evaluate, vlm
 from pin_jax.context import Context, Example, box_examples
-from pin_jax.models.flamingo import Inserts
+from pin_jax.models.interface import Inserts
 
 RNG = np.random.default_rng(0)
 

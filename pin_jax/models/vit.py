@@ -19,6 +19,44 @@ AttentionFn = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
+class Context:
+    """What an attention function may want to know of the block it runs in.
+
+    Attributes:
+      inputs: float[B, N, D], the block's input after its first LayerNorm: what q, k and v are made of.
+      grid: patches (rows, columns) of the image.
+      first: tokens in front of the patches (class token, extra tokens).
+    """
+
+    inputs: jax.Array
+    grid: tuple[int, int]
+    first: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondStream:
+    """An attention function with a stream z of its own through the last blocks, beside the original stream x.
+
+    z starts as the input x of the first of these blocks. In each of them, with q, k, v and the weights of x's block:
+
+        z <- [z +] out(attend(q, k, v)),        then, where `mlp`, z <- z + mlp(LN2(z)).
+
+    Given to a `ViT` as its attention_fn; x runs on plain attention, and the ViT returns (z, x).
+
+    Attributes:
+      attend: called as attend(q, k, v, context=Context); float[B, N, H, d] each, and so its result.
+      blocks: how many of the last blocks carry z; 0 makes z the original stream.
+      residual: z is added to the attention's output; without, the attention's output is all that z is.
+      mlp: the block's MLP follows.
+    """
+
+    attend: AttentionFn
+    blocks: int
+    residual: bool = True
+    mlp: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """Shape and form of a vision transformer.
 
@@ -112,27 +150,46 @@ def _cubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm block: x + attn(LN(x)), then x + mlp(LN(x))."""
+    """Pre-norm block: x + attn(LN(x)), then x + mlp(LN(x)); with a second stream z, returns (x, z)."""
 
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, attention_fn: AttentionFn, context: Any = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        attention_fn: AttentionFn | SecondStream,
+        grid: tuple[int, int] | None = None,
+        first: int = 0,
+        z: jax.Array | None = None,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         config = self.config
         norm = functools.partial(nn.LayerNorm, epsilon=config.eps, dtype=config.dtype)
         dense = functools.partial(layers.dense, dtype=config.dtype)
         y = norm(name="norm_1")(x)
         q, k, v = rearrange(dense(3 * config.width, name="qkv")(y), "b n (t h d) -> t b n h d", t=3, h=config.heads)
-        out = attention_fn(q, k, v, context=context)
-        x = x + dense(config.width, name="out")(rearrange(out, "b n h d -> b n (h d)"))
-        y = dense(config.mlp, name="fc1")(norm(name="norm_2")(x))
-        return x + dense(config.width, name="fc2")(layers.ACTIVATIONS[config.act](y))
+        out, norm_2 = dense(config.width, name="out"), norm(name="norm_2")
+        fc1, fc2 = dense(config.mlp, name="fc1"), dense(config.width, name="fc2")
+        context = Context(y, grid, first)
+
+        def attended(attention_fn: AttentionFn) -> jax.Array:
+            return out(rearrange(attention_fn(q, k, v, context=context), "b n h d -> b n (h d)"))
+
+        def add_mlp(x: jax.Array) -> jax.Array:
+            return x + fc2(layers.ACTIVATIONS[config.act](fc1(norm_2(x))))
+
+        if z is None:
+            return add_mlp(x + attended(attention_fn))
+        seen = attended(attention_fn.attend)
+        z = z + seen if attention_fn.residual else seen
+        return add_mlp(x + attended(layers.attention)), add_mlp(z) if attention_fn.mlp else z
 
 
 class ViT(nn.Module):
     """Vision transformer.
 
-    Call with pixels float[B, H, W, 3] (normalised); returns tokens float[B, N, D], the class token first.
+    Call with pixels float[B, H, W, 3] (normalised); returns tokens float[B, N, D], the class token first. Given a
+    `SecondStream`, returns the tokens of both streams, (z, x).
     """
 
     config: ViTConfig
@@ -141,15 +198,16 @@ class ViT(nn.Module):
     def __call__(
         self,
         pixels: jax.Array,
-        attention_fn: AttentionFn | None = None,
+        attention_fn: AttentionFn | SecondStream | None = None,
         extra_tokens: jax.Array | None = None,
         keep: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """See the class.
 
         Args:
           pixels: float[B, H, W, 3]; H and W multiples of the patch. Positions are resized to fit.
-          attention_fn: called as attention_fn(q, k, v, context=...), float[B, N, H, d] each; the config's by default.
+          attention_fn: called as attention_fn(q, k, v, context=Context), float[B, N, H, d] each; or a
+            `SecondStream`; the config's by default.
           keep: int[K], the patches (row by row) that are processed at all, for cheaper training; all by default.
           extra_tokens: float[P, D], put after the class token and the first norm (VPT on phi_V).
         """
@@ -185,10 +243,27 @@ class ViT(nn.Module):
         block, init = layers.stacked(functools.partial(ViTBlock, config), config.depth)
         params = self.param("blocks", lambda rng: init(rng, x, layers.attention))
 
-        def body(x, params):
-            return block.apply({"params": params}, x, attention_fn), None
+        first = x.shape[1] - (grid[0] * grid[1] if keep is None else len(keep) - int(config.class_token))
+        apply = functools.partial(block.apply, attention_fn=attention_fn, grid=grid, first=first)
+        post_norm = (
+            nn.LayerNorm(epsilon=config.eps, dtype=config.dtype, name="post_norm") if config.post_norm else lambda x: x
+        )
+        scan = functools.partial(layers.scan, unroll=config.unroll, remat=config.remat)
+        if not isinstance(attention_fn, SecondStream):
+            x, _ = scan(lambda x, params: (apply({"params": params}, x), None), x, params)
+            return post_norm(x)
+        if not 0 <= attention_fn.blocks <= config.depth:
+            raise ValueError(f"a second stream over {attention_fn.blocks} blocks; this ViT has {config.depth}")
 
-        x, _ = layers.scan(body, x, params, unroll=config.unroll, remat=config.remat)
-        if config.post_norm:
-            x = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype, name="post_norm")(x)
-        return x
+        def layer(i: jax.Array | int) -> dict[str, Any]:  # indexed, not sliced: slices of the stack would be copies
+            return {"params": jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), params)}
+
+        split = config.depth - attention_fn.blocks
+        x, _ = scan(lambda x, i: (apply(layer(i), x, attention_fn=layers.attention), None), x, jnp.arange(split))
+        z = x
+        if attention_fn.blocks:
+            # The last block stands alone: where only z is used, the compiler drops x's half of it.
+            last = config.depth - 1
+            (x, z), _ = scan(lambda xz, i: (apply(layer(i), xz[0], z=xz[1]), None), (x, z), jnp.arange(split, last))
+            x, z = apply(layer(last), x, z=z)
+        return post_norm(z), post_norm(x)

@@ -1,0 +1,65 @@
+"""GEM on a frozen CLIP. Variants: none, a published CLIP; `tiny`, the small CLIP that ships, all methods evaluated.
+
+python main.py --config=configs/gem_clip.py --config.image=photo.jpg --config.prompts='cat,remote control' --workdir=out
+python main.py --config=configs/gem_clip.py:tiny --workdir=out
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("", "tiny")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The run that `variant` names; every entry can be overridden on the command line."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/gem_clip.py has no variant {variant!r}; expected none, or tiny")
+    tiny = variant == "tiny"
+    config = ConfigDict()
+    config.program = "gem"
+    config.run = "evaluate" if tiny else "predict"  # predict, evaluate
+
+    # The frozen model: a folder, or a hub id; and its second stream.
+    config.model = "assets/tiny_clip" if tiny else "openai/clip-vit-base-patch16"
+    config.activation = ""  # quick_gelu or gelu, against what the model's name or config says
+    config.dtype = "float32"
+    config.attention = "gem"  # clip, maskclip, clip_surgery, sclip, clearclip, naclip, gem
+    config.depth = 7  # the last 6 blocks carry GEM's and CLIP Surgery's second stream
+    config.iterations = 1
+    config.temperature = 0.0  # 0 is the adaptive one
+    config.parts = "qkv"
+    config.size = 160 if tiny else 448  # images are squashed to it; 0 is the model's own
+    config.templates = ("A photo of {article} {}.",) if tiny else ("a photo of a {}.",)
+    config.batch_size = 8
+    # Sliding windows for large images: side and stride in pixels, and the shorter side after resizing; 0 is off.
+    config.window, config.stride, config.shorter = 0, 0, 0
+
+    # Prediction on one's own pictures (a comma between several).
+    config.image = ""
+    config.prompts = ""
+    config.box_threshold = 0.5  # of a min-max map
+    config.background_threshold = 0.0  # probability under which a pixel of segmentation.png is background; 0 is none
+
+    # Evaluation: scenes, labels:DIR (Pascal VOC's form) or points:DIR (OpenImages V7's form); see gem_jax/sources.py.
+    config.source = "scenes"
+    config.background = True  # labels:DIR: 0 is background (VOC); False leaves it out (ADE20K, Context)
+    config.point_threshold = 0.5
+    config.methods = ("clip", "maskclip", "clip_surgery", "sclip", "clearclip", "naclip", "gem")
+    # Scenes of what the small CLIP never saw: pairs of name and tint, and backgrounds, kept out of its training.
+    config.grid = 16
+    config.scenes = ConfigDict(
+        {
+            "cutouts": "twemoji",
+            "backgrounds": "photos",
+            "split": "all",
+            "background_split": "held_out",
+            "pairs": "held_out",
+            "look_slots": ("colour",),
+            "look_share": 1.0,
+            "objects": (1, 3),
+            "smallest": (6, 5, 4),
+            "crop": 0.4,
+        }
+    )
+    # For each seed so many names are drawn, each in its two tints kept out; all are asked for in every image.
+    config.eval = ConfigDict({"seeds": (0, 1, 2), "seed": 3_000_000, "images": 128, "nouns": 10})
+    return config

@@ -1,0 +1,167 @@
+"""GEM and its peers: each is one attention function and a rule for the stream that it feeds.
+
+Notation: q, k, v float[B, N, H, d] of one block of the frozen tower, of the ORIGINAL stream x; s = d^-0.5. A method is
+a `pin_jax.models.vit.SecondStream`: z starts as x at the first of the blocks that it works in, and in each of them
+z <- [z +] out(attend(q, k, v)), [z <- z + mlp(z)]. `method(name, ...)` builds one by its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from input_pipeline.errors import UserError
+from pin_jax.models import layers
+from pin_jax.models.vit import Context, SecondStream, ViTConfig
+
+
+def self_attention(s: jax.Array, v: jax.Array, beta: jax.Array | float, bias: jax.Array | None = None) -> jax.Array:
+    """softmax(beta s s^T + bias) v: attention of one projection to itself.
+
+    Args:
+      s, v: float[B, N, H, d]. beta: float[] or float[B], multiplies the products. bias: float[N, N].
+    """
+    beta = jnp.asarray(beta * s.shape[-1] ** 0.5, s.dtype).reshape(-1, 1, 1, 1)  # its own scale is d^-0.5
+    return layers.attention(beta * s, s, v, None if bias is None else bias[None, None].astype(s.dtype))
+
+
+def bounded_self_attention(s: jax.Array, v: jax.Array, beta: jax.Array) -> jax.Array:
+    """The same for s of length 1 and beta float[B] > 0: s_i s_j <= 1, so no maximum has to be looked for first."""
+    logits = jnp.einsum("bnhd,bmhd->bhnm", beta.reshape(-1, 1, 1, 1).astype(s.dtype) * s, s)
+    weights = jnp.exp(logits - beta.reshape(-1, 1, 1, 1).astype(s.dtype))
+    total = weights.sum(-1, dtype=jnp.promote_types(s.dtype, jnp.float32))
+    out = jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+    return out / total.swapaxes(1, 2)[..., None].astype(out.dtype)
+
+
+def maskclip(q, k, v, context: Context) -> jax.Array:
+    """v: every token keeps its own value (Zhou et al., Extract Free Dense Labels from CLIP, ECCV 2022)."""
+    del q, k, context
+    return v
+
+
+def clip_surgery(q, k, v, context: Context) -> jax.Array:
+    """softmax(s v v^T) v (Li et al., CLIP Surgery, 2023)."""
+    del q, k, context
+    return self_attention(v, v, v.shape[-1] ** -0.5)
+
+
+def sclip(q, k, v, context: Context) -> jax.Array:
+    """(softmax(s q q^T) + softmax(s k k^T)) v (Wang et al., SCLIP, ECCV 2024)."""
+    del context
+    return sum(self_attention(s, v, v.shape[-1] ** -0.5) for s in (q, k))
+
+
+def clearclip(q, k, v, context: Context) -> jax.Array:
+    """softmax(s q q^T) v (Lan et al., ClearCLIP, ECCV 2024)."""
+    del k, context
+    return self_attention(q, v, v.shape[-1] ** -0.5)
+
+
+def naclip(q, k, v, context: Context, std: float = 5.0) -> jax.Array:
+    """softmax(s k k^T + w) v, w_ij = exp(-|p_i - p_j|^2 / (2 std^2)) over patches (Hajimiri et al., NACLIP, WACV 2025).
+
+    w is added to the logits as it is, as in the authors' code; it is 0 for tokens that are no patches.
+    """
+    del q
+    rows, columns = context.grid
+    p = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+    w = jnp.exp(-((p[:, None] - p) ** 2).sum(-1) / (2 * std**2))
+    return self_attention(k, v, v.shape[-1] ** -0.5, jnp.pad(w, (context.first, 0)))
+
+
+def gem(
+    q, k, v, context: Context, iterations: int = 1, temperature: float | None = None, parts: Sequence[str] = "qkv"
+) -> jax.Array:
+    """Mean over s in {q, k, v} of softmax(beta s^ s^^T) v (Bousselham et al., Grounding Everything, CVPR 2024, sec. 3).
+
+    s^ = s / |s|, after `iterations` times s <- softmax(beta s^ s^^T) s^; beta = d^-0.5 mean_n |y_n|, per image, of the
+    block's normalised input y.
+
+    Args:
+      temperature: beta itself, a multiplier; None is the adaptive one.
+      parts: the projections that take part, any of q, k, v.
+    """
+    y = context.inputs
+    if temperature is None:
+        size = jnp.linalg.norm(y.astype(jnp.promote_types(y.dtype, jnp.float32)), axis=-1)
+        beta = v.shape[-1] ** -0.5 * size.mean(-1)
+    else:
+        beta = jnp.full(len(y), temperature, y.dtype)
+    total = 0
+    for part in parts:
+        s = unit({"q": q, "k": k, "v": v}[part])
+        for _ in range(iterations):
+            s = unit(bounded_self_attention(s, s, beta))
+        total = total + bounded_self_attention(s, v, beta)
+    return total / len(parts)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis, at least in float32 inside; zero stays zero."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * jax.lax.rsqrt(jnp.maximum((wide * wide).sum(-1, keepdims=True), 1e-24))).astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the table: the attention, how many of the last blocks it works in (None: as GEM's depth says), and what
+    else of these blocks is kept."""
+
+    attend: Callable[..., jax.Array]
+    blocks: int | None
+    residual: bool
+    mlp: bool
+
+
+METHODS = {
+    "clip": Method(layers.attention, 0, True, True),  # z is x: Radford et al., ICML 2021
+    "maskclip": Method(maskclip, 1, False, False),
+    "clip_surgery": Method(clip_surgery, None, True, False),
+    "sclip": Method(sclip, 1, True, True),
+    "clearclip": Method(clearclip, 1, False, False),
+    "naclip": Method(naclip, 1, False, False),
+    "gem": Method(gem, None, True, False),
+}
+
+
+def method(
+    name: str,
+    vision: ViTConfig,
+    depth: int = 7,
+    iterations: int = 1,
+    temperature: float | None = None,
+    parts: str = "qkv",
+) -> SecondStream:
+    """The second stream of a method.
+
+    Args:
+      name: key of `METHODS`.
+      vision: the tower that it is for.
+      depth: GEM's and CLIP Surgery's: depth - 1 is how many of the last blocks carry the second stream (all of them at
+        most), as the authors count.
+      iterations, temperature, parts: GEM's; see `gem`.
+
+    Raises:
+      UserError: an unknown name, or a setting out of range.
+    """
+    if name not in METHODS:
+        raise UserError(f"attention {name!r}: expected one of {', '.join(METHODS)}")
+    if not 2 <= depth <= vision.depth + 1:
+        raise UserError(f"depth {depth}: expected 2 to {vision.depth + 1}; depth - 1 of the tower's blocks carry GEM")
+    if iterations < 0:
+        raise UserError(f"iterations {iterations}: expected 0 or more")
+    if temperature is not None and not temperature > 0:
+        raise UserError(f"temperature {temperature}: expected a number over 0, or None for the adaptive one")
+    if not parts or set(parts) - set("qkv") or len(set(parts)) < len(parts):
+        raise UserError(f"parts {parts!r}: expected one or more of q, k, v, such as qkv")
+    chosen = METHODS[name]
+    attend = chosen.attend
+    if attend is gem:
+        attend = functools.partial(gem, iterations=iterations, temperature=temperature, parts=parts)
+    blocks = depth - 1 if chosen.blocks is None else chosen.blocks
+    return SecondStream(attend, blocks, chosen.residual, chosen.mlp)

@@ -1,0 +1,308 @@
+"""GEM on a frozen image-text model: heat maps of what is named, without training (Bousselham et al., CVPR 2024)."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from gem_jax import attention as attention_lib
+from gem_jax import heatmaps, pretrained
+from gem_jax.attention import unit
+from gem_jax.pretrained import ImageText
+from input_pipeline.errors import UserError
+from input_pipeline.images import MAX_PIXELS, open_image
+from input_pipeline.prompts import article
+from pin_jax import reporting
+from pin_jax.models.vit import normalise
+
+TEMPLATES = ("a photo of a {}.",)
+
+Picture = Any  # a path, a PIL image or uint8[H, W, 3]
+
+
+class GEM:
+    """A frozen image-text model with an attention function that localises.
+
+    Attributes:
+      model: the frozen model. stream: the attention function and its second stream.
+      size: images are resized to this (height, width) before they are looked at; multiples of the patch.
+      templates: prompts are put into each (`{}`, or `{article} {}` for a/an) and averaged (prompt ensembling).
+      batch_size: images that go through the tower together.
+    """
+
+    def __init__(
+        self,
+        model: ImageText,
+        depth: int = 7,
+        iterations: int = 1,
+        temperature: float | None = None,
+        attention: str = "gem",
+        parts: str = "qkv",
+        size: int | tuple[int, int] = 448,
+        templates: Sequence[str] = TEMPLATES,
+        batch_size: int = 8,
+    ):
+        """See the class, and `attention.method` for depth, iterations, temperature, attention and parts.
+
+        Raises:
+          UserError: a setting that cannot be.
+        """
+        self.model, self.templates, self.batch_size = model, tuple(templates), batch_size
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        vision = model.config.vision
+        if len(self.size) != 2 or any(side <= 0 or side % vision.patch for side in self.size):
+            raise UserError(f"size {size}: expected multiples of the model's patch, {vision.patch}")
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise UserError(f"templates {self.templates}: expected one or more texts with {{}} in the name's place")
+        self.stream = attention_lib.method(attention, vision, depth, iterations, temperature, parts)
+        self._tokens = jax.jit(self._both)
+        self._one = jax.jit(self._stream, static_argnames="original")
+        self._similarity = jax.jit(heatmaps.similarity, static_argnames="grid")
+        self._finish = jax.jit(self._finished, static_argnames=("size", "raw"))
+        self._known: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | pathlib.Path, *, dtype: Any = None, activation: str | None = None, **options: Any
+    ) -> GEM:
+        """A model from disk or hub: see `pretrained.load` for source, dtype and activation, the class for the rest."""
+        return cls(pretrained.load(source, dtype, activation), **options)
+
+    # --- text ---------------------------------------------------------------------------------------------------------
+
+    def text_features(self, prompts: Sequence[str] | np.ndarray | jax.Array) -> jax.Array:
+        """Names, or token ids int[C, T] of whole texts -> float[C, E], L2-normalised.
+
+        A name is put into every template; the mean of the normalised texts is normalised again.
+
+        Raises:
+          UserError: no prompt, or an empty one.
+        """
+        if not isinstance(prompts, str) and hasattr(prompts, "shape"):
+            return self.model.encode_text(np.asarray(prompts))
+        prompts = _checked(prompts)
+        new = [p for p in dict.fromkeys(prompts) if p not in self._known]
+        if new:
+            texts = [t.format(p, article=article(p)) for p in new for t in self.templates]
+            rows = np.asarray(self.model.encode_text(self.model.tokenize(texts)), np.float32)
+            means = unit(jnp.asarray(rows.reshape(len(new), len(self.templates), -1).mean(1)))
+            if len(self._known) > 10_000:
+                self._known.clear()
+            self._known |= dict(zip(new, np.asarray(means), strict=True))
+        return jnp.asarray(np.stack([self._known[p] for p in prompts]))
+
+    # --- image --------------------------------------------------------------------------------------------------------
+
+    def image_tokens(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Pixels float[B, H, W, 3], normalised -> tokens of the attention's stream and of the original one.
+
+        Returns:
+          float[B, N, E] twice, after the projection and before any normalisation; the class token, if the model has
+          one, stands first.
+        """
+        return self._tokens(self.model.params, pixels)
+
+    def _both(self, params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.model.module.apply({"params": params}, pixels, self.stream, method="image_tokens")
+
+    def preprocess(self, images: Sequence[Picture], size: tuple[int, int] | None = None) -> np.ndarray:
+        """Pictures of any size -> uint8[B, H, W, 3] of `size` (the model's by default), bicubic, aspect not kept."""
+        height, width = size or self.size
+        return np.stack([np.asarray(picture(i).resize((width, height), Image.Resampling.BICUBIC)) for i in images])
+
+    def _stream(self, params: Any, images: jax.Array, original: bool) -> jax.Array:
+        """uint8[B, H, W, 3] -> float[B, N, E] of one stream; what the other alone needs is not computed."""
+        return self._both(params, normalise(images, self.model.mean, self.model.std))[int(original)]
+
+    def similarity(self, images: np.ndarray, text: np.ndarray, original: bool = False) -> jax.Array:
+        """Cosine of patches and texts before enlargement.
+
+        Args:
+          images: uint8[B, H, W, 3], sides multiples of the patch. text: float[B, C, E] or float[C, E].
+
+        Returns:
+          float32[B, C, h, w]. The number of texts compiles no tower anew; that of images is padded to a power of two.
+        """
+        count, texts = len(images), text.shape[-2]
+        text = jnp.broadcast_to(jnp.asarray(text), (count, *text.shape[-2:]))
+        text = jnp.pad(text, [(0, 0), (0, _bucket(texts) - texts), (0, 0)])
+        patch = self.model.config.vision.patch
+        grid, out = (images.shape[1] // patch, images.shape[2] // patch), []
+        for start in range(0, count, self.batch_size):
+            chunk, own = images[start : start + self.batch_size], text[start : start + self.batch_size]
+            room = min(_bucket(len(chunk)), self.batch_size) - len(chunk)
+            chunk, own = np.pad(chunk, [(0, room)] + [(0, 0)] * 3), jnp.pad(own, [(0, room), (0, 0), (0, 0)])
+            tokens = self._one(self.model.params, chunk, original=original)
+            maps = self._similarity(tokens, own, grid=grid)
+            out.append(maps[: len(maps) - room, :texts].astype(jnp.promote_types(maps.dtype, jnp.float32)))
+        return jnp.concatenate(out)
+
+    # --- heat maps ----------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture],
+        prompts: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        raw: bool = False,
+        original: bool = False,
+    ) -> jax.Array:
+        """Heat maps of what the prompts name.
+
+        Args:
+          images: paths, PIL images or uint8[H, W, 3], of any sizes; or one of them; or uint8[B, H, W, 3].
+          prompts: names for all images; or a list of names for each image of its own.
+          raw: cosines instead of maps between 0 and 1. original: of plain CLIP's last tokens.
+
+        Returns:
+          float32[B, C, H, W] of `self.size`, min-max over the pixels of each map. Where images have lists of different
+          lengths, C is the longest and the maps of places without a prompt are zero.
+
+        A bad image among others is told in one line and its maps are zero; so is a map without contrast.
+
+        Raises:
+          UserError: no image, or none that can be read; an empty prompt; not one list of prompts for each image.
+        """
+        images = [images] if isinstance(images, str | pathlib.Path | Image.Image) else images
+        images = [images] if getattr(images, "ndim", 4) == 3 else list(images)
+        if not images:
+            raise UserError("images: none given; give paths, PIL images or uint8[H, W, 3] arrays")
+        lists = self._lists(prompts, len(images))
+        most = max(map(len, lists))
+        text = np.stack([np.pad(np.asarray(self.text_features(own)), [(0, most - len(own)), (0, 0)]) for own in lists])
+        pixels, readable = self._readable(images)
+        maps = self.similarity(pixels, text, original)
+        given = np.array([[i < len(own) for i in range(most)] for own in lists]) & readable[:, None]
+        heat, flat = self._finish(maps, given, size=self.size, raw=raw)
+        for i, k in np.argwhere(np.asarray(flat)):
+            reporting.say(f"image {i}, prompt {lists[i][k]!r}: the map is constant; it is shown as zero")
+        return heat
+
+    def _readable(self, images: Sequence[Picture]) -> tuple[np.ndarray, np.ndarray]:
+        """`preprocess`, but a bad image is black, and False in the second result bool[B]."""
+        rows, errors = [], {}
+        for i, image in enumerate(images):
+            try:
+                rows.append(self.preprocess([image])[0])
+            except UserError as error:
+                rows.append(np.zeros((*self.size, 3), np.uint8))
+                errors[i] = error
+        if len(errors) == len(images):
+            raise errors[0]
+        for i, error in errors.items():
+            reporting.say(f"image {i} of {len(images)} is left out: {error}")
+        return np.stack(rows), np.array([i not in errors for i in range(len(images))])
+
+    def _lists(self, prompts: Any, count: int) -> list[list[str]]:
+        if isinstance(prompts, str):
+            raise UserError(f"prompts {prompts!r}: expected a list of names, such as [{prompts!r}]")
+        prompts = list(prompts)
+        if not prompts or isinstance(prompts[0], str):
+            return [_checked(prompts)] * count
+        if len(prompts) != count:
+            raise UserError(f"prompts: {len(prompts)} lists for {count} images; give one each, or one list of names")
+        return [_checked(own) for own in prompts]
+
+    @staticmethod
+    def _finished(maps: jax.Array, given: jax.Array, size: tuple[int, int], raw: bool) -> tuple[jax.Array, jax.Array]:
+        """Enlarged maps, and which of them bool[B, C] have no contrast."""
+        large = heatmaps.enlarge(maps, size)
+        flat = given & ~raw & heatmaps.constant(large)
+        return jnp.where(given[..., None, None], large if raw else heatmaps.minmax(large), 0), flat
+
+    def maps(
+        self,
+        image: Picture,
+        prompts: Sequence[str],
+        *,
+        window: int = 0,
+        stride: int = 0,
+        shorter: int = 0,
+        original: bool = False,
+    ) -> np.ndarray:
+        """Cosines at the image's own resolution, for evaluation and for large images.
+
+        Args:
+          window: 0 looks at the whole image, squashed to `self.size`; else the side of the square windows that slide
+            over it, a multiple of the patch. stride: from one window to the next (half a window by default).
+          shorter: with windows, the image is resized, aspect kept, until its shorter side has this many pixels
+            (the window by default).
+
+        Returns:
+          float32[C, H, W] of the image's own height and width, not min-maxed; windows that overlap are averaged.
+        """
+        photo, text = picture(image), np.asarray(self.text_features(prompts))
+        if not window:
+            small = np.asarray(self.similarity(self.preprocess([photo]), text, original))[0]
+            return heatmaps.enlarge(small, (photo.height, photo.width))
+        patch = self.model.config.vision.patch
+        stride, shorter = stride or max(patch, window // 2 // patch * patch), max(shorter, window)
+        if window % patch or stride % patch or window < 0 or stride < 0:
+            raise UserError(f"window {window}, stride {stride}: expected multiples of the model's patch, {patch}")
+        scale = shorter / min(photo.size)
+        height, width = (max(window, round(n * scale / patch) * patch) for n in (photo.height, photo.width))
+        whole = self.preprocess([photo], (height, width))[0]
+        places = [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)]
+        crops = np.stack([whole[y : y + window, x : x + window] for y, x in places])
+        total = np.zeros((len(text), height // patch, width // patch), np.float32)
+        count = np.zeros(total.shape[1:], np.float32)
+        for (y, x), small in zip(places, np.asarray(self.similarity(crops, text, original)), strict=True):
+            at = np.s_[y // patch : (y + window) // patch, x // patch : (x + window) // patch]
+            total[(slice(None), *at)] += small
+            count[at] += 1
+        return heatmaps.enlarge(total / count, (photo.height, photo.width))
+
+    def locate(self, image: Picture, names: Sequence[str], threshold: float = 0.5, **options: Any) -> np.ndarray:
+        """A box for each name: around the largest component of its min-max map over a threshold.
+
+        Args:
+          **options: of `maps`.
+
+        Returns:
+          float32[C, 4], x1, y1, x2, y2 in pixels of the image: what PIN's evaluation takes.
+        """
+        heat = heatmaps.minmax(self.maps(image, names, **options))
+        return np.stack([heatmaps.box(one, threshold) for one in heat])
+
+
+def picture(image: Picture) -> Image.Image:
+    """A path, a PIL image or an array -> RGB.
+
+    Raises:
+      UserError: a file that is missing, broken or huge, or an array that is no picture.
+    """
+    if isinstance(image, Image.Image):
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(f"image of {image.width} x {image.height} pixels; at most {MAX_PIXELS:,}: shrink it")
+        return image.convert("RGB")
+    if isinstance(image, str | pathlib.Path):
+        return open_image(image)
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
+        raise UserError(f"image array {array.dtype}{list(array.shape)}: expected uint8[H, W, 3]")
+    return Image.fromarray(array)
+
+
+def _checked(prompts: Iterable[str]) -> list[str]:
+    if isinstance(prompts, str):
+        raise UserError(f"prompts {prompts!r}: expected a list of names, such as [{prompts!r}]")
+    prompts = list(prompts)
+    if not prompts or any(not isinstance(p, str) or not p.strip() for p in prompts):
+        raise UserError(f"prompts {prompts}: expected names, none of them empty, such as ['cat', 'remote control']")
+    return [p.strip() for p in prompts]
+
+
+def _bucket(n: int) -> int:
+    """The power of two that holds n."""
+    return 1 << (n - 1).bit_length()
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start so that they cover a side; the last one ends with it."""
+    return sorted({*range(0, length - window, stride), length - window})

@@ -1,0 +1,76 @@
+"""From tokens to heat maps: similarity to texts, bilinear enlargement, min-max; and boxes from maps."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from gem_jax.attention import unit
+
+
+def similarity(tokens: jax.Array, text: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Cosine of every patch with every text.
+
+    Args:
+      tokens: float[B, N, E], N the patches, or the class token and the patches.
+      text: float[C, E], or float[B, C, E] for texts of each image's own; L2-normalised.
+
+    Returns:
+      float[B, C, h, w].
+    """
+    patches = unit(tokens[:, -grid[0] * grid[1] :])
+    scores = patches @ text.astype(patches.dtype).swapaxes(-1, -2)
+    return scores.swapaxes(1, 2).reshape(len(tokens), -1, *grid)
+
+
+@functools.cache
+def bilinear(small: int, large: int) -> np.ndarray:
+    """The matrix float64[large, small] of linear interpolation with half-pixel centres; ends repeat."""
+    place = np.clip((np.arange(large) + 0.5) * small / large - 0.5, 0, small - 1)
+    low = np.minimum(np.floor(place).astype(int), max(small - 2, 0))
+    matrix = np.zeros((large, small))
+    matrix[np.arange(large), low] += 1 - (place - low)
+    matrix[np.arange(large), np.minimum(low + 1, small - 1)] += place - low
+    return matrix
+
+
+def enlarge(maps, size: tuple[int, int]):
+    """Maps float[..., h, w] -> float[..., H, W], bilinear; numpy in, numpy out, JAX in, JAX out."""
+    rows, columns = (bilinear(n, m).astype(maps.dtype) for n, m in zip(maps.shape[-2:], size, strict=True))
+    return rows @ maps @ columns.T
+
+
+def constant(maps):
+    """Which maps float[..., H, W] have no contrast beyond rounding: bool[...]."""
+    low, high = maps.min((-2, -1)), maps.max((-2, -1))
+    xp = jnp if isinstance(maps, jax.Array) else np
+    return high - low <= 8 * xp.finfo(maps.dtype).eps * xp.maximum(abs(high), abs(low))
+
+
+def minmax(maps):
+    """Each map float[..., H, W] to [0, 1] over its pixels; a constant map becomes zero."""
+    xp = jnp if isinstance(maps, jax.Array) else np
+    low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
+    flat = constant(maps)[..., None, None]
+    return xp.where(flat, 0, (maps - low) / xp.where(flat, 1, high - low))
+
+
+def box(heat: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """The box around the largest connected component of a map over a threshold.
+
+    Args:
+      heat: float[H, W] in [0, 1].
+
+    Returns:
+      float32[4], x1, y1, x2, y2 in pixels; the whole image where nothing is over the threshold.
+    """
+    parts, count = ndimage.label(heat > threshold)
+    if not count:
+        return np.array([0, 0, heat.shape[1], heat.shape[0]], np.float32)
+    largest = 1 + np.bincount(parts.ravel())[1:].argmax()
+    rows, columns = ndimage.find_objects(parts)[largest - 1]
+    return np.array([columns.start, rows.start, columns.stop, rows.stop], np.float32)

@@ -1,0 +1,147 @@
+"""Makes the small CLIP that ships with the project, and measures what it knows of whole pictures."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from gem_jax import pretrained
+from gem_jax.attention import unit
+from gem_jax.clip import CLIP, CLIPConfig, TextConfig
+from gem_jax.contrastive import LOSSES, Captioned, called, caption, loss_fn
+from input_pipeline import cutouts, looks
+from input_pipeline.boxes import BoxCodec
+from input_pipeline.errors import UserError
+from input_pipeline.loader import batches
+from input_pipeline.scenes import Scenes, scene_config
+from pin_jax import evaluate, reporting, word_tokenizer
+from pin_jax.fit import State, adamw, fit
+from pin_jax.models.vit import ViTConfig, normalise
+from pin_jax.pretrain_vision import MEAN, STD
+
+RUNS = ("train", "evaluate")
+SHIPPED, FOLDER = pathlib.Path("assets/tiny_clip"), "tiny_clip"
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Does what config.run names."""
+    if config.run not in RUNS:
+        raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
+    if config.loss not in LOSSES:
+        raise UserError(f"config.loss {config.loss!r}: expected one of {', '.join(LOSSES)}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if config.run == "train":
+        train(config, workdir)
+    own = workdir / FOLDER
+    score(config, workdir, pretrained.load(config.clip or (own if own.exists() else SHIPPED)))
+
+
+def build(config: ConfigDict) -> tuple[CLIP, Any, tuple[str, ...], BoxCodec]:
+    """The module, its tokenizer, the names it is to know, and the grid that scenes are laid out on."""
+    names = tuple(sorted(set(cutouts.load(config.scenes.cutouts).names)))
+    codec = BoxCodec(config.vision.image_size, config.grid)
+    tokenizer = word_tokenizer.build(names, codec)
+    text = TextConfig(vocab=len(tokenizer), eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, **config.text)
+    shape = CLIPConfig(ViTConfig(**config.vision), text, config.embed, logit_bias=config.loss == "sigmoid")
+    return CLIP(shape), tokenizer, names, codec
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Contrastive training; leaves the model's folder in the workdir."""
+    model, tokenizer, names, codec = build(config)
+    size, text = config.vision.image_size, config.text.context
+    params = jax.jit(model.init)(
+        jax.random.key(config.seed), np.zeros((1, size, size, 3), np.float32), np.zeros((1, text), np.int32)
+    )["params"]
+    reporting.plan(
+        f"train the small CLIP, in {workdir}",
+        {
+            "names": f"{len(names)} ({config.scenes.cutouts}), vocabulary {len(tokenizer)}",
+            "parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}",
+            "loss": config.loss,
+            "data": f"{sum(p['images'] for p in config.phases):,} scenes, {config.scenes.background_split} backgrounds,"
+            f" {config.scenes.pairs} pairs of name and tint",
+            "devices": evaluate.devices(),
+        },
+    )
+    phases = [(p["images"] // p["batch"], functools.partial(_data, config, p, tokenizer, codec), list(p["keep"]))
+              for p in config.phases]  # fmt: skip
+    tx = adamw(config.fit.lr, sum(steps for steps, _, _ in phases))
+
+    def step(state, batch, rng, keep):
+        grads, metrics = jax.grad(functools.partial(loss_fn, model, config.loss), has_aux=True)(
+            state.params, batch, rng, keep
+        )
+        updates, opt = tx.update(grads, state.opt, state.params)
+        return State(optax.apply_updates(state.params, updates), opt), metrics
+
+    step = jax.jit(step, donate_argnums=0, static_argnums=3)
+    params = fit("contrastive training", workdir, State(params, tx.init(params)), step, phases, config)
+    pretrained.save(workdir / FOLDER, model, params, tokenizer, MEAN, STD, names)
+
+
+def _data(config: ConfigDict, phase: dict, tokenizer, codec: BoxCodec):
+    scenes = Scenes(
+        scene_config({**config.scenes, **phase["scenes"]}, codec), phase["seed"] + config.seed, phase["images"]
+    )
+    rows = Captioned(tokenizer, phase["text"])
+    return batches(scenes, [rows], phase["batch"], seed=config.seed, shuffle=False, threads=config.threads)
+
+
+def score(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageText) -> dict[str, Any]:
+    """What the model knows of whole pictures: one object each, on photographs it has not seen; writes knows.json.
+
+    `name`: the best of all names is the right one, the object as it is. `tint`: of a tinted object, the best of the
+    eight tints of its name is the right one, for pairs of name and tint seen in training and for those kept out.
+    """
+    tokenizer, names = model.tokenizer, model.names
+    codec = BoxCodec(model.config.vision.image_size, config.grid)
+
+    @jax.jit
+    def embed(params, images):
+        return unit(model.module.apply({"params": params}, normalise(images, MEAN, STD), method="image"))
+
+    def text(phrases: list[str]) -> np.ndarray:
+        rows = tokenizer([caption([p]) + tokenizer.eos_token for p in phrases], add_special_tokens=False,
+                         padding="max_length", padding_side="right", max_length=16)["input_ids"]  # fmt: skip
+        return np.asarray(unit(model.module.apply({"params": model.params}, np.array(rows), method="text")))
+
+    knows = {}
+    for title, share, pairs in (
+        ("name", 0.0, "all"),
+        ("tint, seen", 1.0, "train"),
+        ("tint, kept out", 1.0, "held_out"),
+    ):
+        options = {**config.scenes, "background_split": "held_out", "vary": 0.0, "objects": (1, 1), "smallest": (6,),
+                   "look_share": share, "look_scenes": 1.0, "look_slots": ("colour",), "pairs": pairs}  # fmt: skip
+        scenes = Scenes(scene_config(options, codec), config.eval.seed, config.eval.images)
+        records = [scenes[i] for i in range(len(scenes))]
+        images = np.concatenate(
+            [np.asarray(embed(model.params, np.stack([r["image"] for r in records[i : i + 64]])))
+             for i in range(0, len(records), 64)]
+        )  # fmt: skip
+        right = []
+        table = text(list(names)) if not share else None
+        for image, record in zip(images, records, strict=True):
+            name = record["names"][0]
+            if table is not None:
+                right.append(names[int((table @ image).argmax())] == name)
+            else:
+                options = [looks.Look("big", colour) for colour in looks.COLOURS]
+                best = options[int((text([called(name, look) for look in options]) @ image).argmax())]
+                right.append(best.colour == record["looks"][0].colour)
+        knows[title] = float(np.mean(right))
+    title = f"what the small CLIP knows, {config.eval.images} scenes each, backgrounds kept out of training"
+    reporting.results_table(title, {"share right": knows}, tuple(knows))
+    reporting.write_json(
+        workdir / "knows.json", {**knows, "scenes": config.eval.images, "versions": reporting.versions(),
+                                 "config": json.loads(config.to_json_best_effort())}
+    )  # fmt: skip
+    return knows
