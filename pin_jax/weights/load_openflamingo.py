@@ -220,7 +220,7 @@ def open_pieces(
         image_token=ids["image"],
         end_token=ids["end"],
         pad_token=ids["pad"],
-        remat=remat,
+        remat=remat != "none" and remat,
     )
     source = f"OpenFlamingo of {path}, {language} and {tower}"
     dtypes = dict.fromkeys(PARTS, dtype or "float32")
