@@ -69,7 +69,7 @@ def start(folder, workdir, changes, devices=1, process=None) -> subprocess.Popen
 
 def finish(*started: subprocess.Popen) -> None:
     for process in started:
-        _, error = process.communicate(timeout=600)
+        _, error = process.communicate(timeout=900)
         assert process.returncode == 0, error[-3000:]
 
 
