@@ -31,11 +31,11 @@ def self_attention(s: jax.Array, v: jax.Array, beta: jax.Array | float, bias: ja
 
 def bounded_self_attention(s: jax.Array, v: jax.Array, beta: jax.Array) -> jax.Array:
     """The same for s of length 1 and beta float[B] > 0: s_i s_j <= 1, so no maximum has to be looked for first."""
-    logits = jnp.einsum("bnhd,bmhd->bhnm", beta.reshape(-1, 1, 1, 1).astype(s.dtype) * s, s)
-    weights = jnp.exp(logits - beta.reshape(-1, 1, 1, 1).astype(s.dtype))
-    total = weights.sum(-1, dtype=jnp.promote_types(s.dtype, jnp.float32))
-    out = jnp.einsum("bhnm,bmhd->bnhd", weights, v)
-    return out / total.swapaxes(1, 2)[..., None].astype(out.dtype)
+    wide = jnp.promote_types(s.dtype, jnp.float32)
+    beta = beta.astype(wide).reshape(-1, 1, 1, 1)
+    weights = jnp.exp(beta * jnp.einsum("bnhd,bmhd->bhnm", s, s, preferred_element_type=wide) - beta)
+    out = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v, preferred_element_type=wide)
+    return (out / weights.sum(-1).swapaxes(1, 2)[..., None]).astype(v.dtype)
 
 
 def maskclip(q, k, v, context: Context) -> jax.Array:

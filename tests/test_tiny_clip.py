@@ -113,6 +113,12 @@ def test_a_folder_comes_back_and_refuses_unknown_words(folder):
         gem.text_features(["xylophone"])
 
 
+def test_the_card_says_what_was_measured(folder):
+    text = program.card(tiny_clip.get_config(), pretrained.load(folder), {"name": 0.5, "tint, kept out": 0.25})
+    assert "| name | 0.500 |" in text and "| tint, kept out | 0.250 |" in text and "132,096 scenes" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
 def _config(folder: pathlib.Path, **changes):
     config = gem_clip.get_config("tiny")
     config.update({"model": str(folder), "depth": 3, "size": 32, "grid": 8} | changes)
