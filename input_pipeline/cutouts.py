@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
@@ -115,9 +116,11 @@ def tuxpaint(root: str | pathlib.Path) -> Cutouts:
     for path in sorted(root.rglob("*.png")):
         text = path.with_suffix(".txt")
         if text.is_file() and "_mirror" not in path.stem and "_flip" not in path.stem:
-            name = text.read_text("utf-8", errors="replace").splitlines()[:1]
-            if name and name[0].strip(" .!"):
-                entries.append((name[0].strip(" .!").lower(), path))
+            line = text.read_text("utf-8", errors="replace").split("\n")[0]
+            # "A baby sheep (a lamb)." -> "baby sheep": one sentence, without its article and what it explains
+            name = re.sub(r"^(an?|the) ", "", re.split(r" \(|[.!?]", line)[0].strip().lower())
+            if name:
+                entries.append((name, path))
     if not entries:
         raise UserError(f"cut-outs tuxpaint:{root}: no stamps there; install tuxpaint-stamps-default, give its folder")
     return Cutouts(entries)

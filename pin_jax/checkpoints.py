@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ class Checkpoints:
         self.folder = (workdir / "checkpoints").absolute()
         self.identity = identity
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, traceback and all
+        sys.unraisablehook = _without_closed_loops
         self._manager = ocp.CheckpointManager(
             self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         )
@@ -110,6 +112,15 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _without_closed_loops(unraisable: Any) -> None:
+    """Leaves out the tracebacks of writes that end after the first failed one has closed orbax's event loop.
+
+    They would bury the one line that says what happened.
+    """
+    if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+        sys.__unraisablehook__(unraisable)
 
 
 def _to_json(state: Any) -> Any:

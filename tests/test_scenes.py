@@ -1,6 +1,7 @@
 """Scenes: pure functions of (seed, index), with the names and numbers the config asks for."""
 
 import dataclasses
+import json
 import pickle
 
 import numpy as np
@@ -112,6 +113,30 @@ def test_cutout_folder(tmp_path):
     assert cutouts.load(f"folder:{tmp_path}", exclude=["red cat"]).names == ["water bottle"] * 2
     scenes = Scenes(dataclasses.replace(CONFIG, cutouts=f"folder:{tmp_path}", split="all"), 0, 5)
     assert all(len(scenes[i]["names"]) <= 2 for i in range(5))
+
+
+def test_tux_paint_stamps_are_named_by_their_first_sentence(tmp_path):
+    for stem, text in (
+        ("lamb", "A baby sheep (a lamb).\nfr.utf8=Un agneau."),
+        ("owl", "An owl! It hoots."),
+        ("nil", ""),
+    ):
+        write(tmp_path / "animals" / f"{stem}.png")
+        (tmp_path / "animals" / f"{stem}.txt").write_text(text, "utf-8")
+    write(tmp_path / "animals" / "lamb_mirror.png")
+    (tmp_path / "animals" / "lamb_mirror.txt").write_text("A baby sheep.", "utf-8")
+    assert cutouts.load(f"tuxpaint:{tmp_path}").names == ["baby sheep", "owl"]
+
+
+def test_fluent_art_is_named_by_unicode(tmp_path):
+    modules = tmp_path / "node_modules"
+    for code in ("1f408", "2602-fe0f", "ffff"):
+        write(modules / "@lobehub" / "fluent-emoji-3d" / "assets" / f"{code}.webp")
+    names = modules / "emojibase-data" / "en" / "data.json"
+    names.parent.mkdir(parents=True)
+    rows = [{"hexcode": "1F408", "label": "cat"}, {"hexcode": "2602-FE0F", "label": "umbrella"}]
+    names.write_text(json.dumps(rows), "utf-8")
+    assert cutouts.load(f"fluent:{tmp_path}").names == ["cat", "umbrella"]
 
 
 def test_cutouts_are_trimmed(tmp_path):
