@@ -120,7 +120,10 @@ SIDES = {
 
 def serve(side: str, size: int, dtype: str, batches: list[int]) -> None:
     """A side in a process of its own: for every line `BATCH` on stdin one timed run, its seconds on stdout."""
-    make = SIDES[side](size, dtype)
+    try:
+        make = SIDES[side](size, dtype)
+    except ImportError as error:
+        sys.exit(f"{side}: {error}")
     images = np.random.default_rng(0).standard_normal((max(batches), 3, size, size)).astype(np.float32)
     work = {batch: make(images[:batch]) for batch in batches}
     for once in work.values():

@@ -87,13 +87,13 @@ class GEM:
         if not isinstance(prompts, str) and hasattr(prompts, "shape"):
             return self.model.encode_text(np.asarray(prompts))
         prompts = _checked(prompts)
+        if len(self._known) > 10_000:
+            self._known.clear()
         new = [p for p in dict.fromkeys(prompts) if p not in self._known]
         if new:
             texts = [t.format(p, article=article(p)) for p in new for t in self.templates]
             rows = np.asarray(self.model.encode_text(self.model.tokenize(texts)), np.float32)
             means = unit(jnp.asarray(rows.reshape(len(new), len(self.templates), -1).mean(1)))
-            if len(self._known) > 10_000:
-                self._known.clear()
             self._known |= dict(zip(new, np.asarray(means), strict=True))
         return jnp.asarray(np.stack([self._known[p] for p in prompts]))
 
