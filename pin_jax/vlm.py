@@ -304,7 +304,7 @@ def load_vlm(
     for name, value, known in (("remat", remat, layers.REMAT), ("attention", attention, layers.ATTENTION)):
         if value not in known:
             raise UserError(f"config.{name} {value!r}: expected one of {', '.join(known)}")
-    mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     pieces = {name: piece for name, piece in pieces.items() if piece not in ("", None)}
     if pieces or str(source).endswith(".pt"):
         if "language_model" not in pieces:
