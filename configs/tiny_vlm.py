@@ -104,7 +104,7 @@ def get_config(variant: str = "") -> ConfigDict:
         )
         config.lm = ConfigDict({"width": 128, "depth": 4, "heads": 4, "mlp": 512, "positions": 384, "unroll": True})
         # Between the stages the queries learn, over cached features, what the vision encoder learned: names and looks.
-        config.query_fit = ConfigDict({"lr": 1e-3, "steps": 2000, "batch": 64, "look_weight": 1.0})
+        config.query_fit = ConfigDict({"lr": 1e-3, "steps": 800, "batch": 64, "look_weight": 1.0})
     if variant.endswith("smoke"):
         for part in config.vision_fits:
             part["schedule_steps"] //= 100

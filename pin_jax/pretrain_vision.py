@@ -20,9 +20,9 @@ import optax
 from input_pipeline import looks
 from input_pipeline.loader import pad_rows
 from pin_jax.models.qformer import QFormer, QFormerConfig
+from pin_jax.models.vit import CLIP_MEAN as MEAN
+from pin_jax.models.vit import CLIP_STD as STD
 from pin_jax.models.vit import ViT, ViTConfig, normalise
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
