@@ -28,8 +28,4 @@ def get_config(variant: str = "opt-2.7b") -> ConfigDict:
     config.text_length = 40
     config.dtype = "bfloat16"  # `published`: each part as its makers ran it
     config.remat = "full"  # none is faster where memory allows
-
-    # run=compile: a TPU slice, and the global batch on it.
-    config.topology = "v5e:4x4"
-    config.compile_steps = ("train", "decode")
     return config

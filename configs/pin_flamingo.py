@@ -129,5 +129,9 @@ def as_published(config: ConfigDict) -> None:
     config.schedule = "constant"
     config.save_every = 1000
 
+    # run=compile: a TPU slice; config.batch_size is the global batch on it (docs/sharding.md).
+    config.topology = "v5e:4x4"
+    config.compile_steps = ("train", "decode")
+
     # Evaluation: 3 beams.
     config.eval.update({"images": 1024, "decoder": "beam", "batch_size": 64})

@@ -19,6 +19,7 @@ from pin_jax.pretrain_language import EMBEDDING_SCALE, OUT
 from pin_jax.pretrain_vision import unit
 
 GATHER = 3.0  # weight of what a query reads, beside the query itself
+REST = 0.1  # what is left of a layer's random start
 MATCH = 1.5
 MARK, LEAN = 0.5, 1.0  # of the prefix: size of its mark beside its content, and how far every text leans to it
 PLACE, NEAR = 0.5, 2.0  # size of a position beside the content, and how much layers that look back heed it
@@ -37,7 +38,7 @@ def _matchers(layers: Any, look: jax.Array, which: np.ndarray, out: float) -> An
     return {
         **layers,
         **{
-            name: {**layers[name], "kernel": layers[name]["kernel"] * (1 - 0.5 * on) + on * start}
+            name: {**layers[name], "kernel": layers[name]["kernel"] * (1 - (1 - REST) * on) + on * start}
             for name, start in starts.items()
         },
     }
@@ -106,6 +107,6 @@ def start(params: Any, rng: jax.Array, qformer: Any, name_ids: np.ndarray, names
       params: the BLIP-2's parameters. qformer: those of the trained Q-Former. name_ids, names: see `search_init`.
     """
     projection = params["projection"]
-    kernel = projection["kernel"] * 0.5 + EMBEDDING_SCALE * jnp.eye(*projection["kernel"].shape)
+    kernel = REST * projection["kernel"] + EMBEDDING_SCALE * jnp.eye(*projection["kernel"].shape)
     lm = search_init(params["lm"], rng, name_ids, names, len(qformer["queries"]))
     return {**params, "qformer": qformer, "projection": {**projection, "kernel": kernel}, "lm": lm}
