@@ -27,5 +27,4 @@ def get_config(variant: str = "opt-2.7b") -> ConfigDict:
     pin_flamingo.as_published(config)
     config.text_length = 40
     config.dtype = "bfloat16"  # `published`: each part as its makers ran it
-    config.remat = "full"  # none is faster where memory allows
     return config

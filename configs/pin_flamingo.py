@@ -113,6 +113,7 @@ def published(config: ConfigDict, variant: str) -> None:
 def as_published(config: ConfigDict) -> None:
     """The paper's data, optimisation and evaluation, for any published VLM."""
     config.dtype = "bfloat16"
+    config.remat = "full"  # none is faster where memory allows
 
     # Data.
     config.scenes.update({"smallest": (5, 3, 2), "crop": 1.0})
