@@ -172,30 +172,32 @@ def pool(config: ConfigDict, vlm: VLM) -> tuple[np.ndarray, list[Example]]:
     return encode(vlm, [record["image"] for record in records]), box_examples(records, vlm.codec)
 
 
-def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32) -> np.ndarray:
-    """Vision tokens float[images, N, D] of pictures uint8[H, W, 3]."""
+def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32, inserts: Inserts = Inserts()) -> np.ndarray:
+    """Vision tokens float[images, N, D] of pictures uint8[H, W, 3], with what a method puts into the encoder."""
     out = []
     for start in range(0, len(images), batch_size):
         chunk = np.stack(images[start : start + batch_size])
         short = batch_size - len(chunk)
-        out.append(vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)]))[: len(chunk)])
+        out.append(vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)]), inserts)[: len(chunk)])
     return np.concatenate(out)
 
 
 def evaluate(
-    config: ConfigDict, vlm: VLM, inserts: Inserts
+    config: ConfigDict, vlm: VLM, inserts: Inserts, row: str = ""
 ) -> tuple[dict[str, Any], list[dict], list[Query], list[Answer]]:
     """The rows of the table.
 
     raw: the frozen VLM as it is. N_context: the same after N worked examples, for each N in config.eval.context.
-    random: on-grid boxes, the mean of many draws. constant: the best single box for these very queries. pin: the VLM
-    with the insert.
+    random: on-grid boxes, the mean of many draws. constant: the best single box for these very queries. `row`
+    (config.method by default): the VLM with what the method puts in.
 
     Returns:
       {"raw": scores, ...}, the scenes, the queries, and the answers with the insert.
     """
     records = scenes(config, vlm)
-    vision = encode(vlm, [record["image"] for record in records])
+    images = [record["image"] for record in records]
+    vision = encode(vlm, images)
+    seen = encode(vlm, images, inserts=inserts) if inserts.in_vision else vision
     asked = queries(records)
     true, others = np.stack([q.box for q in asked]), [q.others for q in asked]
     size = vlm.codec.image_size
@@ -210,7 +212,7 @@ def evaluate(
     where = [(q.image, q.name) for q in asked]
     asking = vlm, vision, where, Inserts(), config.eval
     raw = locate(*asking, "asking the raw VLM")
-    found = locate(vlm, vision, where, inserts, config.eval, "asking with the insert")
+    found = locate(vlm, seen, where, inserts, config.eval, f"asking with {row or config.method}")
     shown = pool(config, vlm) if config.eval.context else None
     contexts = [Context(*shown, k, config.eval.seed, vlm.frame) for k in config.eval.context]
     rng = np.random.default_rng(config.eval.seed)
@@ -226,7 +228,7 @@ def evaluate(
             k: None if draws[0][k] is None else type(draws[0][k])(np.mean([d[k] for d in draws])) for k in draws[0]
         },
         "constant": score(np.tile(constant, (len(asked), 1))) | {"box": constant.tolist()},
-        config.method: answered(found),
+        row or config.method: answered(found),
     }
     rows["raw"]["distinct_boxes"] = len({tuple(a.box.tolist()) for a in raw})
     return rows, records, asked, found
