@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from input_pipeline.errors import UserError
+
 # Widths of psi's hidden layers by their number; 2 is the paper's.
 DEPTHS = {"0": (), "1": (768,), "2": (512, 768), "3": (512, 768, 768)}
 
@@ -15,7 +17,10 @@ def _method(config: ConfigDict, value: str) -> None:
     from pin_jax import methods  # not above: it imports JAX, which most configs need not wait for
 
     config.method = value
-    config.method_options = ConfigDict(methods.defaults(value))
+    try:
+        config.method_options = ConfigDict(methods.defaults(value))
+    except UserError as error:  # what is wrong with a config is a ValueError
+        raise ValueError(str(error)) from error
 
 
 def _of_pin(config: ConfigDict) -> ConfigDict:
@@ -62,7 +67,7 @@ def _choose(option: str, value: str, known: dict):
     return known[value]
 
 
-_APPLY = {
+CHOICES = {  # the method first, as others change its options
     "method": _method,
     "positions": _positions,
     "depth": _depth,
@@ -71,16 +76,3 @@ _APPLY = {
     "curriculum": _curriculum,
     "referrals": _referrals,
 }
-OPTIONS = tuple(_APPLY)
-
-
-def apply(config: ConfigDict, options: dict[str, str]) -> ConfigDict:
-    """Applies a variant's options; the method first, as others change its options.
-
-    Raises:
-      ValueError: in one line, a value that is not known.
-    """
-    for name in OPTIONS:
-        if name in options:
-            _APPLY[name](config, options[name])
-    return config

@@ -1,5 +1,5 @@
-"""PIN on BLIP-2. Variants: `opt-2.7b`, `opt-6.7b` and `flan-t5-xl`, the published models at full size; `tiny`, the small
-one. Behind the model may stand options, as in `pin_flamingo.py`.
+"""PIN on BLIP-2. Variants: `opt-2.7b`, `opt-6.7b` and `flan-t5-xl`, the published models at full size; `tiny`, the
+small one. Behind the model may stand options, as in `pin_flamingo.py`.
 
   python main.py --config=configs/pin_blip2.py:opt-2.7b --workdir=runs/blip2 --config.scenes.cutouts=folder:xpaste \
       --config.scenes.backgrounds=folder:bg20k/train
@@ -11,16 +11,17 @@ from ml_collections import ConfigDict
 
 from configs import ablations, pin_flamingo, variants
 
+CHOICES = ablations.CHOICES
 VARIANTS = ("opt-2.7b", "opt-6.7b", "flan-t5-xl", "tiny")
 
 
 def get_config(variant: str = "opt-2.7b") -> ConfigDict:
     """The run that `variant` names: the published recipe; every entry can be overridden on the command line."""
-    model, options = variants.parse(variant, VARIANTS, ablations.OPTIONS)
+    model, chosen = variants.parse(variant, "configs/pin_blip2.py", VARIANTS, CHOICES)
     config = pin_flamingo.get_config("tiny")
     if model == "tiny":
         config.vlm = "assets/tiny_blip2"
-        return ablations.apply(config, options)
+        return variants.apply(config, chosen, CHOICES)
     config.vlm = f"Salesforce/blip2-{model}"
     config.dtype = "bfloat16"  # published: each part as its makers ran it
     config.remat = "full"  # none is faster where memory allows
@@ -47,4 +48,4 @@ def get_config(variant: str = "opt-2.7b") -> ConfigDict:
     # run=compile: a TPU slice, and the global batch on it.
     config.topology = "v5e:4x4"
     config.compile_steps = ("train", "decode")
-    return ablations.apply(config, options)
+    return variants.apply(config, chosen, CHOICES)

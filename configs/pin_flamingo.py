@@ -26,12 +26,13 @@ PUBLISHED = {
     ),
     "9b": ("openflamingo/OpenFlamingo-9B-vitl-mpt7b", "anas-awadalla/mpt-7b"),
 }
+CHOICES = ablations.CHOICES
 VARIANTS = ("tiny", *PUBLISHED)
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     """The run that `variant` names; every entry can be overridden on the command line."""
-    model, options = variants.parse(variant, VARIANTS, ablations.OPTIONS)
+    model, chosen = variants.parse(variant, "configs/pin_flamingo.py", VARIANTS, CHOICES)
     config = ConfigDict()
     config.program = "pin"
     config.run = "train"  # train (then evaluate and draw), evaluate, predict
@@ -89,6 +90,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "seed": 1_000_000,
             "images": 256,
             "context": (),  # rows `N_context`: the raw VLM after N worked examples; published: 2, 5, 10
+            "context_seed": 1_000_000,  # of which examples stand before which question
             "context_images": 64,  # training scenes that the examples are drawn from
             "decoder": "greedy",  # greedy, beam; on the grid: grid_greedy, grid_beam, expected_iou (docs/decoding.md)
             "beams": 3,
@@ -105,7 +107,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.insert = ""  # a safetensors file; the workdir's own by default, then the shipped one
     if model in PUBLISHED:
         published(config, model)
-    return ablations.apply(config, options)
+    return variants.apply(config, chosen, CHOICES)
 
 
 def published(config: ConfigDict, variant: str) -> None:

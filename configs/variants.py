@@ -1,40 +1,51 @@
-"""Variants behind the colon of --config: a model, and options, separated by commas: `tiny,method=vpt_v,grid=8`."""
+"""What may stand behind a config's colon: its own variants and `name=value` choices, in any order, between commas.
+
+`configs/pin_flamingo.py:tiny,eval=pvoc` is the variant `tiny` with the choice `eval`. A choice is a function that
+changes the config; a config file names those that it knows.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+Choice = Callable[[ConfigDict, str], None]
 
 
-def parse(variant: str, models: Iterable[str], options: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """Takes a variant apart.
+def parse(given: str, file: str, variants: Sequence[str], choices: Mapping[str, Choice]) -> tuple[str, dict[str, str]]:
+    """`tiny,eval=pvoc` -> ("tiny", {"eval": "pvoc"}).
 
     Args:
-      variant: as given. models: known ones; the first is the default. options: known ones.
-
-    Returns:
-      The model, and the value of each option that was given.
+      given: what stood behind the colon. file: for the error.
+      variants: the first is the default. choices: those that the file knows.
 
     Raises:
-      ValueError: in one line, what is unknown or said twice.
+      ValueError: a variant or choice that the file does not know, or one given twice.
     """
-    models, options = list(models), list(options)
-    model, given = "", {}
-    for item in filter(None, (part.strip() for part in variant.split(","))):
-        name, is_option, value = item.partition("=")
-        known = options if is_option else models
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.0)
-            kind = "option" if is_option else "variant"
-            raise ValueError(
-                f"no {kind} {name!r}; expected {', '.join(known) or 'none'}{f'; did you mean {near[0]}?' if near else ''}"
-            )
-        if is_option and not value:
-            raise ValueError(f"option {name!r} has no value; write {name}=VALUE")
-        if name in given or (model and not is_option):
-            raise ValueError(f"{item!r} comes after {model or name!r}; give one")
-        if is_option:
-            given[name] = value
+    chosen, values = "", {}
+    for part in filter(None, (part.strip() for part in given.split(","))):
+        name, is_choice, value = part.partition("=")
+        if not is_choice:
+            if part not in variants or chosen:
+                expected = ", ".join(v or "none" for v in variants)
+                twice = f", beside {chosen!r}" if chosen else ""
+                raise ValueError(f"{file} has no variant {part!r}{twice}; expected one of {expected}{_said(choices)}")
+            chosen = part
+        elif name not in choices or not value or name in values:
+            raise ValueError(f"{file}: {part!r} is no choice{_said(choices)}, each once")
         else:
-            model = name
-    return model or models[0], given
+            values[name] = value
+    return chosen or variants[0], values
+
+
+def apply(config: ConfigDict, values: Mapping[str, str], choices: Mapping[str, Choice]) -> ConfigDict:
+    """The config after its choices, in the order of `choices`: some change what others have set."""
+    for name, choice in choices.items():
+        if name in values:
+            choice(config, values[name])
+    return config
+
+
+def _said(choices: Mapping[str, Choice]) -> str:
+    return f"; or {', '.join(f'{name}=...' for name in choices)}" if choices else ""

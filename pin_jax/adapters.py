@@ -1,5 +1,6 @@
-"""A trained method as a file: safetensors whose header says which method, which options, which frozen weights; beside it
-a JSON card with the same, the number of parameters and the results.
+"""A trained method as a file: safetensors whose header says which method, which options, which frozen weights.
+
+Beside it stands a JSON card with the same, the number of parameters and the results.
 
 PIN's authors publish theirs as a torch file, which is read too, and written by `export`.
 """

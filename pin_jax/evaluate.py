@@ -183,21 +183,21 @@ def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32, inserts: In
 
 
 def evaluate(
-    config: ConfigDict, vlm: VLM, inserts: Inserts, row: str = ""
+    config: ConfigDict, vlm: VLM, inserts: Inserts | None, row: str = ""
 ) -> tuple[dict[str, Any], list[dict], list[Query], list[Answer]]:
     """The rows of the table.
 
     raw: the frozen VLM as it is. N_context: the same after N worked examples, for each N in config.eval.context.
     random: on-grid boxes, the mean of many draws. constant: the best single box for these very queries. `row`
-    (config.method by default): the VLM with what the method puts in.
+    (config.method by default): the VLM with what the method puts in; without inserts there is none.
 
     Returns:
-      {"raw": scores, ...}, the scenes, the queries, and the answers with the insert.
+      {"raw": scores, ...}, the scenes, the queries, and the answers with the inserts, else those of the raw VLM.
     """
     records = scenes(config, vlm)
     images = [record["image"] for record in records]
     vision = encode(vlm, images)
-    seen = encode(vlm, images, inserts=inserts) if inserts.in_vision else vision
+    seen = encode(vlm, images, inserts=inserts) if inserts and inserts.in_vision else vision
     asked = queries(records)
     true, others = np.stack([q.box for q in asked]), [q.others for q in asked]
     size = vlm.codec.image_size
@@ -212,9 +212,10 @@ def evaluate(
     where = [(q.image, q.name) for q in asked]
     asking = vlm, vision, where, Inserts(), config.eval
     raw = locate(*asking, "asking the raw VLM")
-    found = locate(vlm, seen, where, inserts, config.eval, f"asking with {row or config.method}")
+    row = row or config.method
+    found = locate(vlm, seen, where, inserts, config.eval, f"asking with {row}") if inserts else raw
     shown = pool(config, vlm) if config.eval.context else None
-    contexts = [Context(*shown, k, config.eval.seed, vlm.frame) for k in config.eval.context]
+    contexts = [Context(*shown, k, config.eval.context_seed, vlm.frame) for k in config.eval.context]
     rng = np.random.default_rng(config.eval.seed)
     draws = [score(metrics.random_boxes(rng, len(asked), vlm.codec)) for _ in range(RANDOM_DRAWS)]
     constant = metrics.constant_box(true, vlm.codec)
@@ -228,7 +229,7 @@ def evaluate(
             k: None if draws[0][k] is None else type(draws[0][k])(np.mean([d[k] for d in draws])) for k in draws[0]
         },
         "constant": score(np.tile(constant, (len(asked), 1))) | {"box": constant.tolist()},
-        row or config.method: answered(found),
+        **({row: answered(found)} if inserts else {}),
     }
     rows["raw"]["distinct_boxes"] = len({tuple(a.box.tolist()) for a in raw})
     return rows, records, asked, found

@@ -1,5 +1,7 @@
-"""What of an image is computed once: the vision features, where the method acts behind the encoder (they are then exact),
-or else the composed picture."""
+"""What of an image is computed once: its vision features where the method acts behind the encoder, else the picture.
+
+Behind a frozen encoder cached features are exact.
+"""
 
 from __future__ import annotations
 

@@ -119,3 +119,21 @@ def inspection(path: pathlib.Path, name: str, found: dict, maps: np.ndarray | No
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def bars(path: pathlib.Path, tables: dict[str, dict[str, tuple[float, float]]]) -> None:
+    """Saves mIoU of every row, with its standard deviation over seeds, a panel for each model.
+
+    Args:
+      tables: model -> row -> mean, deviation.
+    """
+    figure, grid = plt.subplots(1, len(tables), figsize=(6 * len(tables), 4), squeeze=False, sharey=True)
+    for axes, (model, rows) in zip(grid[0], tables.items(), strict=True):
+        means, deviations = zip(*rows.values(), strict=True)
+        axes.bar(list(rows), means, yerr=deviations, capsize=3, color=[COLOURS[name != "pin"] for name in rows])
+        axes.set(title=model, ylabel="mIoU")
+        axes.tick_params(axis="x", rotation=45)
+        axes.grid(axis="y", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -92,8 +92,8 @@ def build(name: str, config: Any, options: Mapping[str, Any] | None = None) -> A
 def _check(name: str, options: Mapping[str, Any], known: Any) -> None:
     for option in options.keys() - set(known):
         raise UserError(
-            f"method {name} has no option {option!r}; expected {', '.join(known) or 'none'}. A method is chosen with its"
-            f" options by the variant: --config=FILE:method={name}"
+            f"method {name} has no option {option!r}; expected {', '.join(known) or 'none'}; the variant"
+            f" --config=FILE:method={name} chooses a method together with its options"
         )
 
 

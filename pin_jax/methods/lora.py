@@ -66,7 +66,7 @@ class LoraVision:
         return traverse_util.unflatten_dict(out, sep="/")
 
     def inserts(self, params: Any, rng: jax.Array | None = None, images: int = 1) -> Inserts:
-        """Parameters -> the branches at their dense layers, b scaled; in training with dropout, a key for each layer."""
+        """Parameters -> the branches at their dense layers, b scaled; with dropout, a random key for each layer."""
         flat = traverse_util.flatten_dict(params, sep="/")
         out = {}
         for i, name in enumerate(sorted(key.removesuffix("/a") for key in flat if key.endswith("/a"))):
