@@ -1,4 +1,4 @@
-"""Every row of the PIN table: baselines, other ways to adapt a frozen VLM, and PIN, on the same data with the same budget.
+"""Every row of the PIN table: baselines, other ways to adapt a frozen VLM, and PIN, with the same data and budget.
 
 Variants: none, the small models that ship; `full`, the published ones (give cut-outs and backgrounds, docs/data.md);
 `smoke`, minutes, to see that it runs. The same command goes on where it stopped.

@@ -1,7 +1,7 @@
 """The PIN table: every method on every model with the same data, budget and seeds, beside the paper's figures.
 
-Each row is a run of its own in a folder of its own, WORKDIR/MODEL/seed_S/METHOD, `main.py`'s own train run; what has its
-results.json is not run again. Rows without parameters are asked in WORKDIR/MODEL/seed_S/frozen.
+Each row is a run of its own, a train run like any other, in WORKDIR/MODEL/seed_S/METHOD; what has its results.json is
+not run again. Rows without parameters are asked in WORKDIR/MODEL/seed_S/frozen.
 """
 
 from __future__ import annotations
@@ -168,9 +168,8 @@ def write(config: ConfigDict, workdir: pathlib.Path, table: dict[str, Any]) -> N
         reporting.results_table(model, rows, (*SCORES, "std", "unparsed", "parameters", "seconds"))
     reporting.write_json(out.with_suffix(".json"), table)
     out.with_suffix(".md").write_text(markdown(config, table), "utf-8")
-    figures.bars(
-        out.with_suffix(".png"), {m: {k: (r["mIoU"], r["std"]) for k, r in t.items()} for m, t in table.items()}
-    )
+    bars = {model: {name: (row["mIoU"], row["std"]) for name, row in rows.items()} for model, rows in table.items()}
+    figures.bars(out.with_suffix(".png"), bars)
     reporting.say(f"wrote {', '.join(str(out.with_suffix(end)) for end in ('.json', '.md', '.png'))}")
 
 
