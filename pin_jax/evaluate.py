@@ -23,6 +23,7 @@ from pin_jax.vlm import VLM
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries", "asked_iou", "other_iou")
 TEXT_DECODERS = ("greedy", "beam")
 RANDOM_DRAWS = 200
+LONGEST_ANSWER = 12  # tokens of a box
 
 
 @dataclasses.dataclass
@@ -110,6 +111,7 @@ def _batched(
     before = context.text if context else lambda question: ""
     ids, mask = vlm.tokenize([before(i) + vlm.frame.prompt(prompt) for i, (_, prompt) in enumerate(asked)])
     ids, mask = _bucket(ids, mask, vlm.tokenizer.pad_token_id)
+    _check_length(vlm, ids.shape[1], inserts)
     inserts = inserts if vlm.mesh is None else sharding.replicate(inserts, vlm.mesh)
     out = []
     with reporting.progress(title, len(asked), "question") as advance:
@@ -122,6 +124,18 @@ def _batched(
             out.append(jax.tree.map(sharding.fetch, found))
             advance(min(start + size, len(asked)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(asked)], *out)
+
+
+class TooLong(UserError):
+    """A text for which the language model has no positions."""
+
+
+def _check_length(vlm: VLM, length: int, inserts: Inserts) -> None:
+    """Refuses what a table of positions does not reach: a lookup beyond it would quietly give the last one."""
+    positions = getattr(vlm.model.config.lm, "positions", None)
+    length += LONGEST_ANSWER + (0 if inserts.text is None else inserts.text.shape[-2])  # and the answer
+    if positions is not None and length > positions:
+        raise TooLong(f"texts of {length} tokens: this language model has {positions} positions; give fewer examples")
 
 
 def _bucket(ids: np.ndarray, mask: np.ndarray, pad: int, multiple: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -211,6 +225,14 @@ def evaluate(
 
     where = [(q.image, q.name) for q in asked]
     asking = vlm, vision, where, Inserts(), config.eval
+
+    def in_context(context: Context) -> dict[str, Any]:
+        try:
+            return answered(locate(*asking, f"asking after {context.k} examples", context))
+        except TooLong as error:
+            reporting.say(f"no row {context.k}_context: {error}")
+            return dict.fromkeys(draws[0])
+
     raw = locate(*asking, "asking the raw VLM")
     row = row or config.method
     found = locate(vlm, seen, where, inserts, config.eval, f"asking with {row}") if inserts else raw
@@ -221,10 +243,7 @@ def evaluate(
     constant = metrics.constant_box(true, vlm.codec)
     rows = {
         "raw": answered(raw),
-        **{
-            f"{context.k}_context": answered(locate(*asking, f"asking after {context.k} examples", context))
-            for context in contexts
-        },
+        **{f"{context.k}_context": in_context(context) for context in contexts},
         "random": {
             k: None if draws[0][k] is None else type(draws[0][k])(np.mean([d[k] for d in draws])) for k in draws[0]
         },

@@ -153,7 +153,7 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     return {
         **{key: mean(key) for key in SCORES},
-        "std": statistics.pstdev(row["mIoU"] for row in rows),
+        "std": None if mean("mIoU") is None else statistics.pstdev(row["mIoU"] for row in rows),
         "unparsed": mean("unparsed"),
         "parameters": rows[0]["parameters"],
         "seconds": mean("seconds"),
@@ -168,7 +168,10 @@ def write(config: ConfigDict, workdir: pathlib.Path, table: dict[str, Any]) -> N
         reporting.results_table(model, rows, (*SCORES, "std", "unparsed", "parameters", "seconds"))
     reporting.write_json(out.with_suffix(".json"), table)
     out.with_suffix(".md").write_text(markdown(config, table), "utf-8")
-    bars = {model: {name: (row["mIoU"], row["std"]) for name, row in rows.items()} for model, rows in table.items()}
+    bars = {
+        model: {name: (row["mIoU"] or 0, row["std"] or 0) for name, row in rows.items()}
+        for model, rows in table.items()
+    }
     figures.bars(out.with_suffix(".png"), bars)
     reporting.say(f"wrote {', '.join(str(out.with_suffix(end)) for end in ('.json', '.md', '.png'))}")
 
@@ -184,7 +187,7 @@ def markdown(config: ConfigDict, table: dict[str, Any]) -> str:
         f"Seeds {seeds}; {config.steps:,} steps a method, learning rate {config.lr:g}"
         + "".join(f" ({rate:g} for {name})" for name, rate in config.rates.items())
         + f"; {config.eval_images} images asked about. {time.strftime('%Y-%m-%d')}, {evaluate.devices()},"
-        f" {platform.machine()}. Paper: PVOC, other models and other data; its figures stand here for their order only.",
+        f" {platform.machine()}. Paper: PVOC, other models and data; its figures stand here for their order.",
     ]
     for model, rows in table.items():
         paper = PAPER.get(model, {})
