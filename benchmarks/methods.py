@@ -3,9 +3,9 @@
   python benchmarks/methods.py                                   # the small Flamingo
   python benchmarks/methods.py --model blip2-mid --batch 4 --out docs/results/methods_mid.json     # a 300 M BLIP-2
 
-Every method runs with the encoder inside the step, and those behind it with cached features too, as they are
-trained. Methods take turns, round after round, so that a busy machine slows all alike; the median counts. Memory is what
-XLA reserves beside inputs and outputs (`temp_size_in_bytes` of the compiled step). Weights are random.
+Every method runs with the encoder inside the step, and those behind it with cached features too, as they are trained.
+Methods take turns, round after round, so that a busy machine slows all alike; the median counts. Memory is what XLA
+reserves beside inputs and outputs (`temp_size_in_bytes` of the compiled step).
 """
 
 from __future__ import annotations
