@@ -184,7 +184,7 @@ def test_only_methods_inside_the_encoder_pay_for_its_backward(name, part):
         assert inside - behind == forward
 
 
-@pytest.mark.parametrize("part", (*SMALL, ALL))
+@pytest.mark.parametrize("part", ("pin", "lora_v", ALL))
 def test_files_give_the_same_outputs(part, tmp_path):
     vlm = family("flamingo")
     method, data = build(vlm, part), batch(vlm)
