@@ -1,6 +1,7 @@
-"""PIN on BLIP-2. Variants: `opt-2.7b`, `opt-6.7b` and `flan-t5-xl`, the published models at full size; `tiny`, the
-small one. Behind the model may stand options, as in `pin_flamingo.py`.
+"""PIN on BLIP-2. Variants: `opt-2.7b`, `opt-6.7b` and `flan-t5-xl`, the published models at full size; `tiny`, a small
+one that ships with the project. Behind the model may stand options, as in `pin_flamingo.py`.
 
+  python main.py --config=configs/pin_blip2.py:tiny --workdir=runs/tiny_blip2
   python main.py --config=configs/pin_blip2.py:opt-2.7b --workdir=runs/blip2 --config.scenes.cutouts=folder:xpaste \
       --config.scenes.backgrounds=folder:bg20k/train
   python main.py --config=configs/pin_blip2.py:opt-2.7b --workdir=runs/plan --config.run=compile \
@@ -23,29 +24,7 @@ def get_config(variant: str = "opt-2.7b") -> ConfigDict:
         config.vlm = "assets/tiny_blip2"
         return variants.apply(config, chosen, CHOICES)
     config.vlm = f"Salesforce/blip2-{model}"
-    config.dtype = "bfloat16"  # published: each part as its makers ran it
-    config.remat = "full"  # none is faster where memory allows
-
-    # Data as published; give folders of cut-outs and backgrounds (docs/data.md).
-    config.scenes.update({"smallest": (5, 3, 2), "crop": 1.0})
-    config.vary_backgrounds = 0.0
-    config.curriculum = 0.25
-    config.questions_per_image = 1
+    pin_flamingo.as_published(config)
     config.text_length = 40
-    config.cache_images = 0
-    config.workers = 8
-
-    # Optimisation as published: 160 epochs of 60,000 samples.
-    config.batch_size = 64
-    config.steps = 150_000
-    config.lr = 1e-3
-    config.schedule = "constant"
-    config.save_every = 1000
-
-    # Evaluation: 3 beams.
-    config.eval.update({"images": 1024, "decoder": "beam", "batch_size": 64})
-
-    # run=compile: a TPU slice, and the global batch on it.
-    config.topology = "v5e:4x4"
-    config.compile_steps = ("train", "decode")
+    config.dtype = "bfloat16"  # `published`: each part as its makers ran it
     return variants.apply(config, chosen, CHOICES)

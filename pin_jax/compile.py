@@ -139,7 +139,7 @@ def _report(
         hbm += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
         fits = hbm <= chip.hbm
     except jax.errors.JaxRuntimeError as error:  # XLA gives up on what does not fit
-        used = re.search(r"Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm", str(error))
+        used = re.search(r"(?:Used |temporaries \()([\d.]+)([MGT])(?: of [\d.]+[MGT] hbm|\) exceeds)", str(error))
         if used is None:
             raise
         hbm, fits = float(used[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[used[2]], False
