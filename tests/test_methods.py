@@ -162,8 +162,9 @@ def test_dropout_is_drawn_anew_in_every_step_and_from_the_seed():
     np.testing.assert_allclose(tokens.mean(0), method.init(jax.random.key(0))["tokens"], atol=0.02)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("part", SMALL)
+@pytest.mark.parametrize(
+    ("name", "part"), [*(("flamingo", part) for part in SMALL), ("blip2", "pin"), ("blip2", "lora_v")]
+)
 def test_only_methods_inside_the_encoder_pay_for_its_backward(name, part):
     vlm = family(name)
     method, data = build(vlm, part), batch(vlm)
@@ -184,7 +185,7 @@ def test_only_methods_inside_the_encoder_pay_for_its_backward(name, part):
         assert inside - behind == forward
 
 
-@pytest.mark.parametrize("part", ("pin", "lora_v", ALL))
+@pytest.mark.parametrize("part", ("lora_v", ALL))
 def test_files_give_the_same_outputs(part, tmp_path):
     vlm = family("flamingo")
     method, data = build(vlm, part), batch(vlm)
@@ -219,8 +220,9 @@ def test_an_insert_beside_tokens_stays_on_its_patches(name):
     n, first = vlm.model.config.media_tokens, int(name == "blip2")
     both = Inserts(vision_input=jnp.ones((2, 16)), vision_output=jnp.arange(1.0, n + 1)[:, None] * jnp.ones(16))
     images = vlm.pixels(batch(vlm)["image"])[:, None]
-    vision = vlm.model.apply({"params": vlm.params}, images, both, method="encode")
-    assert vision.shape[2] == n + 2
+    shape = jax.eval_shape(lambda: vlm.model.apply({"params": vlm.params}, images, both, method="encode")).shape
+    assert shape[2] == n + 2
+    vision = jnp.zeros(shape)
     added = np.asarray(both.after_vision(vision, first) - vision)[0, 0, :, 0]
     expected = np.insert(np.arange(1.0, n + 1), first, [0, 0])
     np.testing.assert_allclose(added, expected, atol=1e-5)
