@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.program = "pin_table"
     # Names, separated by commas; the entries below say which configs they are.
-    config.models = "blip2,flamingo"
+    config.models = "blip2,flamingo" if variant == "full" else "flamingo"  # the small BLIP-2 does not ship yet
     config.configs = ConfigDict({"blip2": "configs/pin_blip2.py:tiny", "flamingo": "configs/pin_flamingo.py:tiny"})
     config.methods = "coop,vpt_f,vpt_v,lora_v,pin"
     config.context = (2, 5, 10)  # rows of worked examples; () for none

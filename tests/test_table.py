@@ -49,7 +49,7 @@ def ran(monkeypatch):
 
 def small(**changes):
     config = pin_table.get_config("smoke")
-    config.methods, config.seeds = "coop,pin", (0, 1)
+    config.models, config.methods, config.seeds = "blip2,flamingo", "coop,pin", (0, 1)
     config.update(changes)
     return config
 
