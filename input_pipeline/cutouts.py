@@ -17,6 +17,7 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
+from input_pipeline.names import normalise
 
 SPLITS = ("train", "held_out", "all")
 
@@ -99,11 +100,6 @@ def folder(root: str | pathlib.Path) -> Cutouts:
         raise UserError(f"cut-outs folder {root}: no such folder; give one that holds RGBA pictures")
     files = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in (".png", ".webp")]
     return Cutouts([(normalise(p.stem if p.parent == root else p.parent.name), p) for p in files])
-
-
-def normalise(name: str) -> str:
-    """`water_bottle (plastic)` -> `water bottle`."""
-    return name.replace("_", " ").split(" (")[0].strip()
 
 
 def tuxpaint(root: str | pathlib.Path) -> Cutouts:
