@@ -1,9 +1,8 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: phrases about single objects of COCO's train2014, by UNC's, Google's or UMD's split."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: phrases about single objects of COCO's train2014, as UNC, Google or UMD split them."""
 
 from __future__ import annotations
 
 import pathlib
-import re
 from typing import Any
 
 from input_pipeline import coco, pickles
@@ -36,7 +35,7 @@ def expressions(
     refs = pickles.load(refs_path)
     if not isinstance(refs, list):
         raise UserError(f"{refs_path}: a {type(refs).__name__}; expected a list of references")
-    images, annotations = coco.lists(top / "instances.json", "images", "annotations")
+    images, annotations, categories = coco.lists(top / "instances.json", "images", "annotations", "categories")
     size_of: dict[Any, tuple[int, int]] = {}
     box_of: dict[Any, list[float]] = {}
     file_of: dict[Any, str] = {}
@@ -48,7 +47,10 @@ def expressions(
         with tally.guard(f"instances.json, annotation {k}"):
             x, y, w, h = annotation["bbox"]
             box_of[annotation["id"]] = [x, y, x + w, y + h]
-    known = {name["id"]: name["name"] for name in coco.load_json(top / "instances.json").get("categories") or ()}
+    known: dict[Any, str] = {}
+    for k, category in enumerate(categories):
+        with tally.guard(f"instances.json, category {k}"):
+            known[category["id"]] = category["name"]
     rows: dict[Any, dict[str, list]] = {}
     splits = set()
     for k, ref in enumerate(refs):
@@ -81,8 +83,5 @@ def expressions(
     entries = []
     for image_id, own in rows.items():
         with tally.guard(f"{name}, image {image_id}"):
-            # The reference's own file name may carry the annotation's number behind the image's.
-            file = re.sub(r"_\d+(?=\.jpg$)", "", file_of[image_id]) if file_of[image_id].count("_") > 2 else ""
-            files = [file_of[image_id], *([file] if file else [])]
-            entries.append(entry(pictures.path(*files), image_id, size_of[image_id], **own))
+            entries.append(entry(pictures.path(file_of[image_id]), image_id, size_of[image_id], **own))
     return Annotated(name, not_empty(name, entries, top))

@@ -55,14 +55,5 @@ def _read(top: pathlib.Path, image_id: str, tally: Tally) -> dict:
             names.append(name)
             ids.append(f"{image_id}_{k}")
             difficult.append(hard)
-    picture = (tree.findtext("filename") or "").strip()
-    picture = (
-        top / "JPEGImages" / f"{image_id}.jpg" if "/" in picture or not picture else _picture(top, image_id, picture)
-    )
+    picture = top / "JPEGImages" / f"{image_id}.jpg"  # what stands in the XML may have another suffix
     return entry(picture, image_id, (width, height), boxes, names, ids, difficult=difficult)
-
-
-def _picture(top: pathlib.Path, image_id: str, given: str) -> pathlib.Path:
-    """The image is named after its XML; what stands in the XML serves where that is not there."""
-    own = top / "JPEGImages" / f"{image_id}.jpg"
-    return top / "JPEGImages" / given if not own.is_file() and (top / "JPEGImages" / given).is_file() else own
