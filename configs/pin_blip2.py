@@ -1,22 +1,24 @@
 """PIN on BLIP-2. Variants: `opt-2.7b`, `opt-6.7b` and `flan-t5-xl`, the published models at full size.
+`eval=SET` evaluates on a published set (docs/data.md).
 
-  python main.py --config=configs/pin_blip2.py:opt-2.7b --workdir=runs/blip2 --config.scenes.cutouts=folder:xpaste \
-      --config.scenes.backgrounds=folder:bg20k/train
+  python main.py --config=configs/pin_blip2.py:opt-2.7b --workdir=runs/blip2 --config.scenes.cutouts=xpaste:pool.json \
+      --config.scenes.backgrounds=folder:bg20k
+  python main.py --config=configs/pin_blip2.py:eval=pvoc --config.data_dir=VOCdevkit --workdir=runs/blip2
   python main.py --config=configs/pin_blip2.py:opt-2.7b --workdir=runs/plan --config.run=compile \
       --config.topology=v5e:4x4 --config.mesh.fsdp=16
 """
 
 from ml_collections import ConfigDict
 
-from configs import pin_flamingo
+from configs import pin_flamingo, variants
 
 VARIANTS = ("opt-2.7b", "opt-6.7b", "flan-t5-xl")
+CHOICES = pin_flamingo.CHOICES
 
 
 def get_config(variant: str = "opt-2.7b") -> ConfigDict:
     """The run that `variant` names: the published recipe; every entry can be overridden on the command line."""
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/pin_blip2.py has no variant {variant!r}; expected {', '.join(VARIANTS)}")
+    variant, chosen = variants.parse(variant, "configs/pin_blip2.py", VARIANTS, CHOICES)
     config = pin_flamingo.get_config("tiny")
     config.vlm = f"Salesforce/blip2-{variant}"
     config.dtype = "bfloat16"  # published: each part as its makers ran it
@@ -44,4 +46,4 @@ def get_config(variant: str = "opt-2.7b") -> ConfigDict:
     # run=compile: a TPU slice, and the global batch on it.
     config.topology = "v5e:4x4"
     config.compile_steps = ("train", "decode")
-    return config
+    return variants.apply(config, chosen, CHOICES)

@@ -1,11 +1,15 @@
 """PIN on a Flamingo. Variants: `tiny`, the small one that ships with the project; the published OpenFlamingo models.
+`eval=SET` evaluates on a published set (docs/data.md).
 
   python main.py --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny
-  python main.py --config=configs/pin_flamingo.py:3b --workdir=runs/3b --config.scenes.cutouts=folder:xpaste \
-      --config.scenes.backgrounds=folder:bg20k/train
+  python main.py --config=configs/pin_flamingo.py:3b --workdir=runs/3b --config.scenes.cutouts=xpaste:pool.json \
+      --config.scenes.backgrounds=folder:bg20k
+  python main.py --config=configs/pin_flamingo.py:tiny,eval=pvoc --config.data_dir=VOCdevkit --workdir=runs/pvoc
 """
 
 from ml_collections import ConfigDict
+
+from configs import variants
 
 # variant -> checkpoint and language model on the hub; folders and files on disk serve as well
 PUBLISHED = {
@@ -22,12 +26,12 @@ PUBLISHED = {
     "9b": ("openflamingo/OpenFlamingo-9B-vitl-mpt7b", "anas-awadalla/mpt-7b"),
 }
 VARIANTS = ("tiny", *PUBLISHED)
+CHOICES = {"eval": variants.evaluate_boxes}
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     """The run that `variant` names; every entry can be overridden on the command line."""
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/pin_flamingo.py has no variant {variant!r}; expected {', '.join(VARIANTS)}")
+    variant, chosen = variants.parse(variant, "configs/pin_flamingo.py", VARIANTS, CHOICES)
     config = ConfigDict()
     config.program = "pin"
     config.run = "train"  # train (then evaluate and draw), evaluate, predict
@@ -45,6 +49,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # of all devices; -1: those that are left
     config.rules = ()  # of where frozen weights stand on it, before those of pin_jax/sharding.py
 
+    variants.data(config)
     # Data: the published paste recipe, but for the sizes (no object under 5 or 6 cells) and cropped backgrounds.
     config.scenes = ConfigDict(
         {
@@ -74,13 +79,14 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.log_every = 20
     config.save_every = 500
 
-    # Evaluation, on names and backgrounds that the insert never saw.
+    # Evaluation, on names and backgrounds that the insert never saw; or on a published set, or one's own (docs/data.md).
     config.eval = ConfigDict(
         {
+            "source": "scenes",  # or pvoc, coco, lvis, refcoco, refcoco+, refcocog, coco:FILE.json, tfds:NAME
             "split": "held_out",
             "background_split": "",  # backgrounds of another split: train are those that insert and VLM have seen
             "seed": 1_000_000,
-            "images": 256,
+            "images": 256,  # of a published set the first so many; 0 is all
             "context": (),  # rows `N_context`: the raw VLM after N worked examples; published: 2, 5, 10
             "context_images": 64,  # training scenes that the examples are drawn from
             "decoder": "greedy",  # greedy, beam; on the grid: grid_greedy, grid_beam, expected_iou (docs/decoding.md)
@@ -91,6 +97,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "batch_size": 64,
         }
     )
+    variants.select(config.eval)
 
     # Prediction on one's own image.
     config.image = ""
@@ -98,7 +105,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.insert = ""  # a safetensors file; the workdir's own by default, then the shipped one
     if variant in PUBLISHED:
         published(config, variant)
-    return config
+    return variants.apply(config, chosen, CHOICES)
 
 
 def published(config: ConfigDict, variant: str) -> None:

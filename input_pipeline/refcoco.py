@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: phrases about single objects of COCO's train2014, as UNC, Google or UMD split them."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: phrases about single objects of train2014, as UNC, Google or UMD split them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any detection set of tensorflow-datasets as a source of boxes, read by `tfds.data_source`: no TensorFlow is needed."""
+"""Any detection set of tensorflow-datasets as a source of boxes, by `tfds.data_source`, which needs no TensorFlow."""
 
 from __future__ import annotations
 
