@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model = "assets/tiny_clip" if tiny else "openai/clip-vit-base-patch16"
     config.activation = ""  # quick_gelu or gelu, against what the model's name or config says
     config.dtype = "float32"
-    config.attention = "gem"  # clip, maskclip, clip_surgery, sclip, clearclip, naclip, gem
+    config.attention = "gem"  # clip, maskclip, clip_surgery, sclip, clearclip, naclip, naclip_log, gem
     config.depth = 7  # the last 6 blocks carry GEM's and CLIP Surgery's second stream
     config.iterations = 1
     config.temperature = 0.0  # 0 is the adaptive one
@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
     variants.select(config)  # of sets of boxes
     config.background = True  # labels:DIR: 0 is background (VOC); False leaves it out (ADE20K, Context)
     config.point_threshold = 0.5
-    config.methods = ("clip", "maskclip", "clip_surgery", "sclip", "clearclip", "naclip", "gem")
+    config.methods = ("clip", "maskclip", "clip_surgery", "sclip", "clearclip", "naclip", "naclip_log", "gem")
     # Scenes of what the small CLIP never saw: pairs of name and tint, and backgrounds, kept out of its training.
     config.grid = 16
     config.scenes = ConfigDict(

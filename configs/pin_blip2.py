@@ -21,27 +21,10 @@ def get_config(variant: str = "opt-2.7b") -> ConfigDict:
     variant, chosen = variants.parse(variant, "configs/pin_blip2.py", VARIANTS, CHOICES)
     config = pin_flamingo.get_config("tiny")
     config.vlm = f"Salesforce/blip2-{variant}"
-    config.dtype = "bfloat16"  # published: each part as its makers ran it
-    config.remat = "full"  # none is faster where memory allows
-
-    # Data as published; give folders of cut-outs and backgrounds (docs/data.md).
-    config.scenes.update({"smallest": (5, 3, 2), "crop": 1.0})
-    config.vary_backgrounds = 0.0
-    config.curriculum = 0.25
-    config.questions_per_image = 1
+    pin_flamingo.as_published(config)
     config.text_length = 40
-    config.cache_images = 0
-    config.workers = 8
-
-    # Optimisation as published: 160 epochs of 60,000 samples.
-    config.batch_size = 64
-    config.steps = 150_000
-    config.lr = 1e-3
-    config.schedule = "constant"
-    config.save_every = 1000
-
-    # Evaluation: 3 beams.
-    config.eval.update({"images": 1024, "decoder": "beam", "batch_size": 64})
+    config.dtype = "bfloat16"  # `published`: each part as its makers ran it
+    config.remat = "full"  # none is faster where memory allows
 
     # run=compile: a TPU slice, and the global batch on it.
     config.topology = "v5e:4x4"

@@ -112,23 +112,29 @@ def published(config: ConfigDict, variant: str) -> None:
     """Makes it the run of the paper on an OpenFlamingo; cut-outs and backgrounds are yours to give (docs/data.md)."""
     config.vlm, config.language_model = PUBLISHED[variant]
     config.vision = "openai/clip-vit-large-patch14"
+    as_published(config)
+    config.text_length = 48
+    config.eval.context = (2, 5, 10)  # rows of worked examples beside the insert
+
+
+def as_published(config: ConfigDict) -> None:
+    """The paper's data, optimisation and evaluation, for any published VLM."""
     config.dtype = "bfloat16"
 
-    # Data as published.
+    # Data.
     config.scenes.update({"smallest": (5, 3, 2), "crop": 1.0})
     config.vary_backgrounds = 0.0
     config.curriculum = 0.25
     config.questions_per_image = 1
-    config.text_length = 48
     config.cache_images = 0
     config.workers = 8
 
-    # Optimisation as published: 160 epochs of 60,000 samples.
+    # Optimisation: 160 epochs of 60,000 samples.
     config.batch_size = 64
     config.steps = 150_000
     config.lr = 1e-3
     config.schedule = "constant"
     config.save_every = 1000
 
-    # Evaluation: 3 beams; rows of worked examples beside the insert.
-    config.eval.update({"images": 1024, "context": (2, 5, 10), "decoder": "beam", "batch_size": 64})
+    # Evaluation: 3 beams.
+    config.eval.update({"images": 1024, "decoder": "beam", "batch_size": 64})

@@ -1,5 +1,5 @@
 """How the small VLMs were made: captions only, never positions. Variants: the one that ships; `perceiver`, a second one
-with OpenFlamingo's resampler; `smoke` and `perceiver_smoke`, minutes, for the heavy tests.
+with OpenFlamingo's resampler; `blip2`, the small BLIP-2; each with `_smoke`, minutes, for the heavy tests.
 
   python main.py --config=configs/tiny_vlm.py --workdir=runs/tiny_vlm                  # hours on two cores
   python main.py --config=configs/tiny_vlm.py:perceiver --workdir=runs/tiny_vlm        # after it: stage 1 is reused
@@ -9,7 +9,7 @@ with OpenFlamingo's resampler; `smoke` and `perceiver_smoke`, minutes, for the h
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("", "smoke", "perceiver", "perceiver_smoke")
+VARIANTS = ("", "smoke", "perceiver", "perceiver_smoke", "blip2", "blip2_smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )  # fmt: skip
     config.lm = ConfigDict({"width": 128, "depth": 4, "heads": 4})
     config.perceiver = ConfigDict()  # empty: the language model reads the vision tokens themselves
+    config.qformer = ConfigDict()  # set: a BLIP-2, whose language model reads these queries
     config.name, config.suffix = "tiny_flamingo", ""  # of its folder, and of what stage 2 leaves in the workdir
     config.cross_every, config.cross_heads, config.cross_head_dim = 1, 2, 64
     config.grid = 16
@@ -96,6 +97,14 @@ def get_config(variant: str = "") -> ConfigDict:
             {"latents": 64, "depth": 2, "heads": 2, "head_dim": 64, "mlp_ratio": 4, "unroll": True}
         )
         config.name, config.suffix = "tiny_perceiver", "_perceiver"
+    if variant.startswith("blip2"):
+        config.name, config.suffix = "tiny_blip2", "_blip2"
+        config.qformer = ConfigDict(
+            {"queries": 32, "width": 128, "depth": 4, "heads": 2, "mlp": 512, "cross_every": 1, "unroll": True}
+        )
+        config.lm = ConfigDict({"width": 128, "depth": 4, "heads": 4, "mlp": 512, "positions": 384, "unroll": True})
+        # Between the stages the queries learn, over cached features, what the vision encoder learned: names and looks.
+        config.query_fit = ConfigDict({"lr": 1e-3, "steps": 800, "batch": 64, "look_weight": 1.0})
     if variant.endswith("smoke"):
         for part in config.vision_fits:
             part["schedule_steps"] //= 100
@@ -104,5 +113,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.language_images = 320
         for part in config.language_fits:
             part["steps"], part["schedule_steps"] = 30, 30
+        if config.qformer:
+            config.query_fit.steps = 30
         config.eval.images = 64
     return config

@@ -62,15 +62,17 @@ def clearclip(q, k, v, context: Context) -> jax.Array:
     return self_attention(q, v, v.shape[-1] ** -0.5)
 
 
-def naclip(q, k, v, context: Context, std: float = 5.0) -> jax.Array:
+def naclip(q, k, v, context: Context, std: float = 5.0, log: bool = False) -> jax.Array:
     """softmax(s k k^T + w) v, w_ij = exp(-|p_i - p_j|^2 / (2 std^2)) over patches (Hajimiri et al., NACLIP, WACV 2025).
 
-    w is added to the logits as it is, as in the authors' code; it is 0 for tokens that are no patches.
+    w is added to the logits as it is, as in the authors' released code, or with `log` its logarithm, which multiplies
+    the attention by the Gaussian; it is 0 for tokens that are no patches.
     """
     del q
     rows, columns = context.grid
     p = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), -1).reshape(-1, 2)
-    w = jnp.exp(-((p[:, None] - p) ** 2).sum(-1) / (2 * std**2))
+    w = -((p[:, None] - p) ** 2).sum(-1) / (2 * std**2)
+    w = w if log else jnp.exp(w)
     return self_attention(k, v, v.shape[-1] ** -0.5, jnp.pad(w, (context.first, 0)))
 
 
@@ -125,6 +127,7 @@ METHODS = {
     "sclip": Method(sclip, 1, True, True),
     "clearclip": Method(clearclip, 1, False, False),
     "naclip": Method(naclip, 1, False, False),
+    "naclip_log": Method(functools.partial(naclip, log=True), 1, False, False),
     "gem": Method(gem, None, True, False),
 }
 

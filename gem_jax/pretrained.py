@@ -18,13 +18,12 @@ from gem_jax.blip import BLIP, BERTConfig, BLIPConfig
 from gem_jax.clip import CLIP, CLIPConfig, TextConfig
 from input_pipeline.errors import UserError
 from pin_jax import reporting
-from pin_jax.models.vit import ViTConfig
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
 from pin_jax.vlm import fill, flatten, read_safetensors
 from pin_jax.weights import image_text
 from pin_jax.weights.convert import convert
 from pin_jax.weights.files import Tensors, read_json, resolve
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 _ROWS = 16
 KIND = "gem_jax clip"  # how config.json says that a folder is one of ours

@@ -104,7 +104,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageText
     `name`: the best of all names is the right one, the object as it is. `tint`: of a tinted object, the best of the
     eight tints of its name is the right one, for pairs of name and tint seen in training and for those kept out.
     """
-    tokenizer, names = model.tokenizer, model.names
+    names = model.names
     codec = BoxCodec(model.config.vision.image_size, config.grid)
 
     @jax.jit
@@ -112,9 +112,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageText
         return unit(model.module.apply({"params": params}, normalise(images, MEAN, STD), method="image"))
 
     def text(phrases: list[str]) -> np.ndarray:
-        rows = tokenizer([caption([p]) + tokenizer.eos_token for p in phrases], add_special_tokens=False,
-                         padding="max_length", padding_side="right", max_length=16)["input_ids"]  # fmt: skip
-        return np.asarray(unit(model.module.apply({"params": model.params}, np.array(rows), method="text")))
+        return np.asarray(model.encode_text(model.tokenize([caption([phrase]) for phrase in phrases])))
 
     knows = {}
     for title, share, pairs in (

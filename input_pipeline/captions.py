@@ -69,6 +69,11 @@ def box_statement(text: Text, name: str, box: str, weight: float = REST, syntax:
     return text.add(".", syntax)
 
 
+def _beyond(tokenizer: Any, image: str) -> int:
+    """Tokens of an image beyond the first."""
+    return len(tokenizer(image, add_special_tokens=False)["input_ids"]) - 1
+
+
 def random_box(rng: np.random.Generator, codec: BoxCodec) -> str:
     """The text of a box drawn as the paste recipe draws them."""
     aspect = float(np.exp(rng.normal(0, 0.35)))
@@ -87,9 +92,11 @@ class CaptionTexts(grain.transforms.RandomMap):
     goes with them.
 
     Attributes:
-      tokenizer: a transformers tokenizer. names: all names. codec: of boxes. length: T; longer rows are cut.
+      tokenizer: a transformers tokenizer. names: all names. codec: of boxes.
+      length: T, beyond the image's own tokens but for one; longer rows are cut.
       box_rows: share of box statements among the third rows. box_with_image: share of them that have the image.
       syntax: weight of brackets and commas.
+      image: what stands for the image in a text.
     """
 
     tokenizer: Any
@@ -99,20 +106,22 @@ class CaptionTexts(grain.transforms.RandomMap):
     box_rows: float = 0.6
     box_with_image: float = 0.3
     syntax: float = REST
+    image: str = "<image>"
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         names, seen = record["names"], record["looks"]
-        first = caption(Text().add("<image>"), [names[i] for i in rng.permutation(len(names))]).add("<|endofchunk|>")
-        rows = [self._looks(first, names, seen, rng, 1), self._looks(Text().add("<image>"), names, seen, rng, 2)]
+        first = caption(Text().add(self.image), [names[i] for i in rng.permutation(len(names))]).add("<|endofchunk|>")
+        rows = [self._looks(first, names, seen, rng, 1), self._looks(Text().add(self.image), names, seen, rng, 2)]
         if rng.random() < self.box_rows:
             rows.append(self._boxes(names, rng))
         else:
-            rows.append(self._looks(Text().add("<image>"), names, seen, rng, 2))
+            rows.append(self._looks(Text().add(self.image), names, seen, rng, 2))
         encoded = self.tokenizer([row.text for row in rows], return_offsets_mapping=True, add_special_tokens=False)
+        length = self.length + _beyond(self.tokenizer, self.image)
         ids, weights = [], []
         for row, tokens, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            ids.append(pad_rows(np.array(tokens, np.int32), self.length, self.tokenizer.pad_token_id))
-            weights.append(pad_rows(np.array([row.weight_at(start) for start, _ in offsets], np.float32), self.length))
+            ids.append(pad_rows(np.array(tokens, np.int32), length, self.tokenizer.pad_token_id))
+            weights.append(pad_rows(np.array([row.weight_at(start) for start, _ in offsets], np.float32), length))
         out = {"ids": np.stack(ids), "weights": np.stack(weights)}
         for key in ("vision", "image"):
             if key in record:
@@ -130,7 +139,7 @@ class CaptionTexts(grain.transforms.RandomMap):
         return row
 
     def _boxes(self, names: Sequence[str], rng: np.random.Generator) -> Text:
-        row = Text().add("<image>" if rng.random() < self.box_with_image else "")
+        row = Text().add(self.image if rng.random() < self.box_with_image else "")
         drawn = (self.names[i] for i in rng.choice(len(self.names), 8, replace=False))
         absent = [name for name in drawn if name not in names][:2]
         first = random_box(rng, self.codec)
@@ -152,14 +161,16 @@ class LookQuestions(grain.transforms.Map):
     tokenizer: Any
     most: int
     length: int = 12
+    image: str = "<image>"
 
     def map(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         ids, answers, slots = [], [], []
+        length = self.length + _beyond(self.tokenizer, self.image)
         for name, look in zip(record["names"], record["looks"], strict=True):
             for i, slot in enumerate(looks.SLOTS):
-                text = f"<image>The {slot} of the {name} is {getattr(look, slot)}"
+                text = f"{self.image}The {slot} of the {name} is {getattr(look, slot)}"
                 *prompt, answer = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-                ids.append([self.tokenizer.pad_token_id] * (self.length - len(prompt)) + prompt)
+                ids.append([self.tokenizer.pad_token_id] * (length - len(prompt)) + prompt)
                 answers.append(answer)
                 slots.append(i)
         rows = self.most * len(looks.SLOTS)

@@ -1,37 +1,43 @@
-"""Makes the small VLM: stage 1 (vision), stage 2 (language and cross-attention), its scores; and asks it anything."""
+"""Makes the small VLMs: stage 1 (vision, queries), stage 2 (language and connector), scores; and asks them anything."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 from PIL import Image
-from safetensors import numpy as safetensors
 
 from input_pipeline import captions, cutouts, looks
 from input_pipeline.boxes import BoxCodec
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
 from input_pipeline.loader import batches
+from input_pipeline.prompts import Frame
 from input_pipeline.scenes import Scenes, scene_config
 from pin_jax import evaluate, features, reporting, word_tokenizer
 from pin_jax import pretrain_language as language
+from pin_jax import pretrain_queries as queries
 from pin_jax import pretrain_vision as vision
 from pin_jax import vlm as vlm_lib
 from pin_jax.fit import State, adamw, fit
+from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.interface import Inserts
 from pin_jax.models.mpt import MPTConfig
+from pin_jax.models.opt import OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
+from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import ViTConfig
 
 RUNS = ("train", "evaluate", "ask")
-SHIPPED = pathlib.Path("assets/tiny_flamingo")
+SHIPPED = pathlib.Path("assets")
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -42,56 +48,80 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.run == "train":
         train(config, workdir)
     own = workdir / config.name
-    vlm = vlm_lib.load(config.vlm or (own if own.exists() else SHIPPED))
+    vlm = vlm_lib.load(config.vlm or (own if own.exists() else SHIPPED / config.name))
     if config.run == "ask":
         ask(config, vlm)
     else:
         score(config, workdir, vlm)
 
 
-# --- the two stages ---------------------------------------------------------------------------------------------------
+# --- the stages -------------------------------------------------------------------------------------------------------
 
 
-def flamingo(config: ConfigDict) -> tuple[Flamingo, Any, tuple[str, ...], BoxCodec]:
-    """The module, its tokenizer, the names it is to know, and its box codec."""
+@dataclasses.dataclass
+class Shape:
+    """What a config describes: a module, its tokenizer, the names it is to know, its box codec and its frame."""
+
+    model: nn.Module
+    tokenizer: Any
+    names: tuple[str, ...]
+    codec: BoxCodec
+    frame: Frame = Frame()
+
+
+def build(config: ConfigDict) -> Shape:
+    """The small Flamingo of a config, or with config.qformer the small BLIP-2."""
     names = tuple(sorted(set(cutouts.load(config.scenes.cutouts).names)))
     codec = BoxCodec(config.vision.image_size, config.grid)
     tokenizer = word_tokenizer.build(names, codec)
     ids = tokenizer.convert_tokens_to_ids
+    shared = {
+        "vision": ViTConfig(**config.vision),
+        "image_token": ids(word_tokenizer.IMAGE),
+        "end_token": ids(word_tokenizer.END),
+        "pad_token": ids(word_tokenizer.PAD),
+    }
+    if config.qformer:
+        lm, qformer = OPTConfig(vocab=len(tokenizer), **config.lm), QFormerConfig(**config.qformer)
+        frame = Frame(front=word_tokenizer.IMAGE * qformer.queries)
+        return Shape(Blip2(Blip2Config(qformer=qformer, lm=lm, **shared)), tokenizer, names, codec, frame)
     shape = FlamingoConfig(
-        vision=ViTConfig(**config.vision),
         lm=MPTConfig(vocab=len(tokenizer), **config.lm),
         perceiver=PerceiverConfig(width=config.vision.width, **config.perceiver) if config.perceiver else None,
         cross_every=config.cross_every,
         cross_heads=config.cross_heads,
         cross_head_dim=config.cross_head_dim,
-        image_token=ids(word_tokenizer.IMAGE),
-        end_token=ids(word_tokenizer.END),
-        pad_token=ids(word_tokenizer.PAD),
         unroll=True,
+        **shared,
     )
-    return Flamingo(shape), tokenizer, names, codec
+    return Shape(Flamingo(shape), tokenizer, names, codec)
 
 
-def train_vision(config: ConfigDict, workdir: pathlib.Path, names: tuple[str, ...], codec: BoxCodec) -> Any:
-    """Stage 1: see `pretrain_vision`. Returns its parameters."""
-    model = vision.BagOfWordsModel(ViTConfig(**config.vision), len(names))
-    size = config.vision.image_size
-    params = jax.jit(functools.partial(model.init, method="everything"))(
-        jax.random.key(config.seed), np.zeros((1, size, size, 3), np.uint8), np.zeros((1, 1), np.int32)
-    )["params"]
+def _words_step(model: vision.BagOfWordsModel, tx: optax.GradientTransformation, look_weight: float):
+    """A step of stage 1; its option is the share of patches that are seen."""
 
-    def step(tx, look_weight, state, batch, rng, keep):
+    def step(state, batch, rng, keep):
         grad = jax.grad(functools.partial(vision.loss_fn, model), has_aux=True)
         grads, metrics = grad(state.params, batch, rng, keep, look_weight)
         updates, opt = tx.update(grads, state.opt, state.params)
         return State(optax.apply_updates(state.params, updates), opt), metrics
 
+    return jax.jit(step, donate_argnums=0, static_argnums=3)
+
+
+def train_vision(config: ConfigDict, workdir: pathlib.Path, shape: Shape) -> Any:
+    """Stage 1: see `pretrain_vision`. Returns its parameters."""
+    model = vision.BagOfWordsModel(shape.model.config.vision, len(shape.names))
+    size = config.vision.image_size
+    params = jax.jit(functools.partial(model.init, method="everything"))(
+        jax.random.key(config.seed), np.zeros((1, size, size, 3), np.uint8), np.zeros((1, 1), np.int32)
+    )["params"]
+
     def make(phase):
         def iterator():
             options = {**config.scenes, **phase["scenes"]}
-            scenes = Scenes(scene_config(options, codec), phase["seed"] + config.seed, phase["images"])
-            words = vision.BagOfWords(names, options["objects"][1])
+            scenes = Scenes(scene_config(options, shape.codec), phase["seed"] + config.seed, phase["images"])
+            words = vision.BagOfWords(shape.names, options["objects"][1])
             return batches(scenes, [words], phase["batch"], shuffle=False, threads=config.threads)
 
         return iterator
@@ -99,31 +129,53 @@ def train_vision(config: ConfigDict, workdir: pathlib.Path, names: tuple[str, ..
     for k, part in enumerate(config.vision_fits):
         phases = [(p["images"] // p["batch"], make(p), list(p["keep"])) for p in part["phases"]]
         tx = adamw(part["lr"], part["schedule_steps"] or sum(steps for steps, _, _ in phases))
-        step_fn = jax.jit(functools.partial(step, tx, part["look_weight"]), donate_argnums=0, static_argnums=3)
+        step_fn = _words_step(model, tx, part["look_weight"])
         title = f"stage 1, vision, part {k + 1}"
         params = fit(title, workdir / f"vision_{k + 1}", State(params, tx.init(params)), step_fn, phases, config)
     return params
 
 
-def train_language(
-    config: ConfigDict, workdir: pathlib.Path, seen: Any, model: Flamingo, tokenizer, names, codec
-) -> Any:
-    """Stage 2: see `pretrain_language`. `seen` is stage 1's parameters; returns the whole Flamingo's."""
-    size = config.vision.image_size
+def train_queries(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any, bank: Any) -> Any:
+    """Stage 1 of BLIP-2's queries: the same words, read from them. `seen` and what returns: parameters of stage 1."""
+    model = vision.BagOfWordsModel(shape.model.config.vision, len(shape.names), shape.model.config.qformer)
+    part, most = config.query_fit, config.language_scenes.objects[1]
+    params = jax.jit(functools.partial(model.init, method="everything"))(
+        jax.random.key(config.seed), bank[0]["vision"][None], np.zeros((1, 1), np.int32)
+    )["params"]
+    encoder = queries.gather_init(params["encoder"], jax.random.key(config.seed + 2))
+    params = {**{name: x for name, x in seen.items() if name != "encoder"}, "encoder": encoder}
+
+    def iterator():
+        words = vision.BagOfWords(shape.names, most)
+        return batches(bank, [words], part.batch, seed=config.seed, threads=config.threads)
+
+    tx = adamw(part.lr, part.steps)
+    step_fn, phases = _words_step(model, tx, part.look_weight), [(part.steps, iterator, [None])]
+    folder = workdir / f"queries{config.suffix}"
+    return fit("stage 1, queries", folder, State(params, tx.init(params)), step_fn, phases, config)
+
+
+def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any) -> Any:
+    """Stage 2: see `pretrain_language`. `seen` is stage 1's parameters; returns the whole VLM's."""
+    size, model, frozen = config.vision.image_size, shape.model, seen["encoder"]
+    vlm = vlm_lib.VLM(
+        model, {"vision": frozen}, shape.tokenizer, shape.codec, vision.MEAN, vision.STD, vlm_lib.identity(frozen)
+    )
+    options = {**config.scenes, **config.language_scenes}
+    scenes = Scenes(scene_config(options, shape.codec), config.seed + 100, config.language_images)
+    with reporting.progress("vision features", len(scenes), "image") as advance:
+        bank = features.build(scenes, vlm.encode, workdir / "cache", vlm.identity, progress=advance)
     params = jax.jit(model.init)(
         jax.random.key(config.seed), np.zeros((1, 1, size, size, 3), np.float32), np.zeros((1, 2), np.int32)
     )["params"]
-    ids = np.array(tokenizer.convert_tokens_to_ids([f" {name}" for name in names]))
-    params = language.match_init(
-        {**params, "vision": seen["encoder"]}, jax.random.key(config.seed + 1), ids, seen["names"]
-    )
-    frozen = params.pop("vision")
-    vlm = vlm_lib.VLM(model, {"vision": frozen}, tokenizer, codec, vision.MEAN, vision.STD, vlm_lib.identity(frozen))
-    scenes = Scenes(
-        scene_config({**config.scenes, **config.language_scenes}, codec), config.seed + 100, config.language_images
-    )
-    with reporting.progress("vision features", len(scenes), "image") as advance:
-        bank = features.build(scenes, vlm.encode, workdir / "cache", vlm.identity, progress=advance)
+    rng = jax.random.key(config.seed + 1)
+    ids = np.array(shape.tokenizer.convert_tokens_to_ids([f" {name}" for name in shape.names]))
+    if config.qformer:
+        seen = train_queries(config, workdir, shape, seen, bank)
+        params = queries.start(params, rng, seen["encoder"], ids, seen["names"])
+    else:
+        params = language.match_init(params, rng, ids, seen["names"])
+    del params["vision"]
 
     def step(tx, state, batch, rng, option):
         del rng, option
@@ -134,7 +186,10 @@ def train_language(
     for k, part in enumerate(config.language_fits):
 
         def iterator(seed=config.seed + k, options=part["texts"]):
-            texts = captions.CaptionTexts(tokenizer, names, codec, config.text_length, **options)
+            image = {"image": shape.frame.front}
+            texts = captions.CaptionTexts(
+                shape.tokenizer, shape.names, shape.codec, config.text_length, **image, **options
+            )
             return batches(bank, [texts], config.language_batch, seed=seed, threads=config.threads)
 
         tx = adamw(part["lr"], part["schedule_steps"] or part["steps"])
@@ -146,25 +201,27 @@ def train_language(
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Both stages; leaves the VLM's folder in the workdir."""
-    model, tokenizer, names, codec = flamingo(config)
+    """All stages; leaves the VLM's folder in the workdir."""
+    shape = build(config)
+    connector = "vision tokens"
+    if config.qformer or config.perceiver:
+        connector = f"{config.qformer.queries} queries" if config.qformer else f"{config.perceiver.latents} latents"
     reporting.plan(
         f"train the small VLM, in {workdir}",
         {
-            "names": f"{len(names)} ({config.scenes.cutouts}), vocabulary {len(tokenizer)}",
+            "names": f"{len(shape.names)} ({config.scenes.cutouts}), vocabulary {len(shape.tokenizer)}",
             "stage 1": f"{sum(p['images'] for part in config.vision_fits for p in part['phases']):,} images",
-            "connector": f"{model.config.perceiver.latents} latents" if model.config.perceiver else "vision tokens",
+            "connector": connector,
             "stage 2": f"{sum(p['steps'] for p in config.language_fits) * config.language_batch:,} samples",
             "devices": evaluate.devices(),
         },
     )
-    seen = train_vision(config, workdir, names, codec)
-    params = train_language(config, workdir, seen, model, tokenizer, names, codec)
-    vlm = vlm_lib.VLM(model, params, tokenizer, codec, vision.MEAN, vision.STD, "", names)
-    vlm_lib.save(workdir / config.name, vlm)
-    safetensors.save_file(
-        vlm_lib.flatten({k: v for k, v in seen.items() if k != "encoder"}), workdir / "stage_1_heads.safetensors"
+    seen = train_vision(config, workdir, shape)
+    params = train_language(config, workdir, shape, seen)
+    vlm = vlm_lib.VLM(
+        shape.model, params, shape.tokenizer, shape.codec, vision.MEAN, vision.STD, "", shape.names, shape.frame
     )
+    vlm_lib.save(workdir / config.name, vlm)
 
 
 # --- what it knows ----------------------------------------------------------------------------------------------------
@@ -177,7 +234,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
     records = [scenes[i] for i in range(len(scenes))]
     seen = evaluate.encode(vlm, [r["image"] for r in records])
     most = max(len(r["names"]) for r in records)
-    rows = captions.LookQuestions(vlm.tokenizer, most)
+    rows = captions.LookQuestions(vlm.tokenizer, most, image=vlm.frame.front)
     count = jax.jit(functools.partial(language.right_answers, vlm.model))
     plain = vlm.tokenizer.convert_tokens_to_ids(f" {looks.NONE}")
     totals: dict[str, float] = {}

@@ -1,16 +1,16 @@
-"""Stage 2 of the small VLM: language and gated cross-attention learn on captions, over frozen vision features."""
+"""Stage 2 of the small VLMs: language and what connects it learn on captions, over frozen vision features."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from input_pipeline import looks
-from pin_jax.models.flamingo import Flamingo
 from pin_jax.pretrain_vision import unit
 
 EMBEDDING_SCALE, LATENT_SCALE = 0.1, 0.1
@@ -66,7 +66,7 @@ def match_init(params: Any, rng: jax.Array, name_ids: np.ndarray, names: jax.Arr
 
 
 def loss_fn(
-    vlm: Flamingo, lm: Any, vision_params: Any, batch: dict[str, jax.Array]
+    vlm: nn.Module, lm: Any, vision_params: Any, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted next-token cross-entropy of rows of text.
 
@@ -91,7 +91,7 @@ def loss_fn(
     }
 
 
-def right_answers(vlm: Flamingo, params: Any, batch: dict[str, jax.Array], plain: int) -> dict[str, jax.Array]:
+def right_answers(vlm: nn.Module, params: Any, batch: dict[str, jax.Array], plain: int) -> dict[str, jax.Array]:
     """Right answers to `The SLOT of the NAME is`, with their count, per slot.
 
     `colour` is the gate of the small VLM: it shows that a name finds its own patches. `tint` is the same over the

@@ -1,7 +1,8 @@
-"""Stage 1 of the small VLM: a vision encoder learns names and looks from captions as bags of words, not positions.
+"""Stage 1 of the small VLMs: an encoder learns names and looks from captions as bags of words, not positions.
 
 A name's score in an image is the log-sum-exp over tokens of the tokens' logits for it; names in the caption are set
-against names that are not. A look word is read from the tokens pooled by the name's own softmax.
+against names that are not. A look word is read from the tokens pooled by the name's own softmax. The encoder is the
+ViT, and after it BLIP-2's Q-Former, whose queries are the tokens then.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ import optax
 
 from input_pipeline import looks
 from input_pipeline.loader import pad_rows
+from pin_jax.models.qformer import QFormer, QFormerConfig
+from pin_jax.models.vit import CLIP_MEAN as MEAN
+from pin_jax.models.vit import CLIP_STD as STD
 from pin_jax.models.vit import ViT, ViTConfig, normalise
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
 class BagOfWords(grain.transforms.Map):
     """A scene as its image and the words of its caption, padded to `most` objects.
 
-    Returns image uint8[H, W, 3], names int32[most] (-1 pads), looks int32[most, 4] (-1: not said) and
-    boxes float32[most, 4]. The boxes are for diagnostics only: no loss reads them.
+    Returns image uint8[H, W, 3] (or the record's `vision`), names int32[most] (-1 pads) and looks int32[most, 4]
+    (-1: not said).
     """
 
     names: tuple[str, ...]
@@ -40,33 +42,42 @@ class BagOfWords(grain.transforms.Map):
         seen = (
             [look.indices() for look in record["looks"]] if record["looks"] else -np.ones((len(ids), len(looks.SLOTS)))
         )
-        return {
-            "image": record["image"],
+        words = {
             "names": pad_rows(ids, self.most, -1),
             "looks": pad_rows(np.array(seen, np.int32), self.most, -1),
-            "boxes": pad_rows(record["boxes"], self.most),
         }
+        return words | {key: record[key] for key in ("vision", "image") if key in record}
 
 
 class BagOfWordsModel(nn.Module):
-    """The vision encoder, one embedding per name, and one linear head per look slot."""
+    """An encoder, one embedding per name, and one linear head per look slot.
+
+    Attributes:
+      vision: shape of the ViT. names: how many there are.
+      qformer: the encoder is this Q-Former, which reads the ViT's tokens; None: it is the ViT.
+    """
 
     vision: ViTConfig
     names: int
+    qformer: QFormerConfig | None = None
 
     def setup(self):
-        self.encoder = ViT(self.vision)
-        self.embedding = self.param("names", nn.initializers.normal(1.0), (self.names, self.vision.width))
+        self.width = (self.qformer or self.vision).width
+        self.encoder = QFormer(self.qformer) if self.qformer else ViT(self.vision)
+        self.embedding = self.param("names", nn.initializers.normal(1.0), (self.names, self.width))
         self.log_scale = self.param("log_scale", nn.initializers.constant(1.0), ())
         self.heads = {slot: nn.Dense(len(words), name=f"look_{slot}") for slot, words in looks.SLOTS.items()}
 
-    def __call__(self, images: jax.Array, keep: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """images uint8[B, H, W, 3] -> tokens float[B, N, D] and name logits float[B, N, names]."""
-        tokens = self.encoder(normalise(images, MEAN, STD), keep=keep)[:, int(self.vision.class_token) :]
+    def __call__(self, seen: jax.Array, keep: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Images uint8[B, H, W, 3], or vision tokens, -> tokens float[B, N, D], name logits float[B, N, names]."""
+        if self.qformer:
+            tokens = self.encoder(seen)
+        else:
+            tokens = self.encoder(normalise(seen, MEAN, STD), keep=keep)[:, int(self.vision.class_token) :]
         return tokens, jnp.einsum("bnd,vd->bnv", tokens, self._names())
 
     def _names(self) -> jax.Array:
-        return unit(self.embedding) * jnp.exp(self.log_scale) / self.vision.width**0.5
+        return unit(self.embedding) * jnp.exp(self.log_scale) / self.width**0.5
 
     def read(self, tokens: jax.Array, asked: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits float[B, N, K] of the asked names int[B, K], and look logits from tokens pooled by their softmax."""
@@ -75,9 +86,9 @@ class BagOfWordsModel(nn.Module):
         pooled = jnp.einsum("bnk,bnd->bkd", jax.nn.softmax(own, 1), tokens)
         return own, {slot: head(pooled) for slot, head in self.heads.items()}
 
-    def everything(self, images, asked):
+    def everything(self, seen, asked):
         """Everything that has parameters, for `init`."""
-        return self.read(self(images)[0], asked)
+        return self.read(self(seen)[0], asked)
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -112,13 +123,14 @@ def loss_fn(
     """Caption loss.
 
     Args:
-      keep: see `place`. look_weight: weight of each look slot beside the names.
+      batch: what `BagOfWords` makes. keep: see `place`; for pictures only.
+      look_weight: weight of each look slot beside the names.
 
     Returns:
       The loss, and a dict of its parts.
     """
-    images, kept = place(batch["image"], rng, model.vision, keep)
-    tokens, logits = model.apply({"params": params}, images, kept)
+    seen = (batch["vision"],) if model.qformer else place(batch["image"], rng, model.vision, keep)
+    tokens, logits = model.apply({"params": params}, *seen)
     present = batch["names"] >= 0
     asked = jnp.maximum(batch["names"], 0)
     own, read = model.apply({"params": params}, tokens, asked, method="read")
@@ -134,32 +146,3 @@ def loss_fn(
         cost = optax.softmax_cross_entropy_with_integer_labels(slot_logits, jnp.maximum(batch["looks"][..., i], 0))
         parts[slot] = jnp.where(said, cost, 0).sum() / count
     return name_loss + look_weight * sum(parts[slot] for slot in read), parts
-
-
-def evaluate(model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Shares of right answers on one batch, as sums and counts.
-
-    `names`: the n best-scored names are the n of the caption. `mass`: the share of a name's softmax over tokens that
-    lies in its box (a diagnostic of how well names stick to their own patches; nothing is trained on it).
-    """
-    tokens, logits = model.apply({"params": params}, batch["image"])
-    present = batch["names"] >= 0
-    asked = jnp.maximum(batch["names"], 0)
-    scores = jax.nn.logsumexp(logits, 1)
-    own, read = model.apply({"params": params}, tokens, asked, method="read")
-    rank = (scores[:, None, :] > jax.nn.logsumexp(own, 1)[..., None] + 1e-4).sum(-1)
-    out = {"names": (present & (rank < present.sum(1, keepdims=True))).sum()}
-    for i, (slot, slot_logits) in enumerate(read.items()):
-        out[slot] = (present & (slot_logits.argmax(-1) == batch["looks"][..., i])).sum()
-    grid, patch = model.vision.grid, model.vision.patch
-    own = own.swapaxes(1, 2)
-    centre = (jnp.arange(grid) + 0.5) * patch
-    x1, y1, x2, y2 = (batch["boxes"][..., i, None] for i in range(4))
-    in_x, in_y = (centre > x1) & (centre < x2), (centre > y1) & (centre < y2)
-    inside = (in_y[..., :, None] & in_x[..., None, :]).reshape(*asked.shape, -1)
-    out["mass"] = jnp.where(present, (jax.nn.softmax(own, -1) * inside).sum(-1), 0).sum()
-    hot = own > own.max(-1, keepdims=True) - 3.0
-    overlap = (hot & inside).sum(-1) / jnp.maximum((hot | inside).sum(-1), 1)
-    out["token_iou"] = jnp.where(present, overlap, 0).sum()
-    out["count"] = present.sum()
-    return out

@@ -23,9 +23,9 @@ from pin_jax.vlm import VLM, load_vlm
 RUNS = ("train", "evaluate", "predict", "compile")
 # What a workdir is bound to; the other entries may change between runs.
 TRAINING = (
-    "seed", "vlm", "method", "method_options", "dtype", "scenes", "vary_backgrounds", "curriculum",
-    "questions_per_image", "text_length",
-    "cache_images", "batch_size", "steps", "lr", "schedule",
+    "seed", "vlm", "language_model", "vision", "method", "method_options", "dtype",
+    "scenes", "vary_backgrounds", "curriculum", "questions_per_image", "text_length", "cache_images",
+    "batch_size", "steps", "lr", "schedule",
 )  # fmt: skip
 INSERT, RESULTS = "insert.safetensors", "results.json"
 

@@ -16,14 +16,17 @@ def write_vlm(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
     """Writes a random VLM's folder; every weight perturbed, so that the gates are open."""
     config = tiny_vlm.get_config()
     config.vision.depth = config.lm.depth = 1
-    model, tokenizer, names, codec = pretrain.flamingo(config)
+    shape = pretrain.build(config)
+    model, codec = shape.model, shape.codec
     size = codec.image_size
     pixels, ids = np.zeros((1, 1, size, size, 3), np.float32), np.zeros((1, 2), np.int32)
     params = jax.jit(model.init)(jax.random.key(seed), pixels, ids)["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     leaves = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    vlm.save(folder, vlm.VLM(model, jax.tree.unflatten(tree, leaves), tokenizer, codec, MEAN, STD, "", names))
+    vlm.save(
+        folder, vlm.VLM(model, jax.tree.unflatten(tree, leaves), shape.tokenizer, codec, MEAN, STD, "", shape.names)
+    )
     return folder
 
 

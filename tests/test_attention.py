@@ -53,12 +53,13 @@ def gem_by_hand(q, k, v, b, iterations=1, temperature=None, parts="qkv"):
     return np.mean(outs, 0)
 
 
-def gaussian() -> np.ndarray:
+def gaussian(log: bool = False) -> np.ndarray:
     w = np.zeros((N, N))
     for i in range(N - 1):
         for j in range(N - 1):
             p, r = divmod(i, GRID[1]), divmod(j, GRID[1])
-            w[1 + i, 1 + j] = np.exp(-((p[0] - r[0]) ** 2 + (p[1] - r[1]) ** 2) / 50)
+            power = -((p[0] - r[0]) ** 2 + (p[1] - r[1]) ** 2) / 50
+            w[1 + i, 1 + j] = power if log else np.exp(power)
     return w
 
 
@@ -69,6 +70,7 @@ EQUATIONS = {
     "sclip": lambda q, k, v, b: (softmax(q @ q.T / 2) + softmax(k @ k.T / 2)) @ v,
     "clearclip": lambda q, k, v, b: softmax(q @ q.T / 2) @ v,
     "naclip": lambda q, k, v, b: softmax(k @ k.T / 2 + gaussian()) @ v,
+    "naclip_log": lambda q, k, v, b: softmax(k @ k.T / 2 + gaussian(log=True)) @ v,
     "gem": gem_by_hand,
 }
 
@@ -175,7 +177,16 @@ def test_work_that_no_output_needs_is_not_done(tower):
 def test_which_blocks_carry_the_stream():
     deep = dataclasses.replace(VISION, depth=12)
     blocks = {name: method(name, deep).blocks for name in METHODS}
-    assert blocks == {"clip": 0, "maskclip": 1, "clip_surgery": 6, "sclip": 1, "clearclip": 1, "naclip": 1, "gem": 6}
+    assert blocks == {
+        "clip": 0,
+        "maskclip": 1,
+        "clip_surgery": 6,
+        "sclip": 1,
+        "clearclip": 1,
+        "naclip": 1,
+        "naclip_log": 1,
+        "gem": 6,
+    }
     assert method("gem", deep, depth=2).blocks == 1
 
 

@@ -79,7 +79,7 @@ def test_models_by_name(tmp_path):
 @pytest.mark.heavy
 @pytest.mark.parametrize("slice_name", ["v5e:2x2", "v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
 def test_a_slice_is_compiled_for(tmp_path, slice_name):
-    pytest.importorskip("libtpu")
+    pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
     folder = tiny_blip2.write(tmp_path / "vlm")
     devices = 8 if slice_name.startswith("v4") else 4
     flags = {"vlm": folder, "run": "compile", "topology": slice_name, "batch_size": 16, "text_length": 24,

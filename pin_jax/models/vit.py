@@ -15,6 +15,9 @@ from einops import rearrange
 
 from pin_jax.models import layers
 
+# of the pixels in [0, 1], as OpenAI trained CLIP
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
 AttentionFn = Callable[..., jax.Array]
 
 

@@ -18,7 +18,7 @@ from pin_jax.models.gpt_neox import GPTNeoXConfig
 from pin_jax.models.mpt import MPTConfig
 from pin_jax.models.openflamingo import PUBLISHED
 from pin_jax.models.perceiver import PerceiverConfig
-from pin_jax.models.vit import ViTConfig
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
 from pin_jax.weights import files
 from pin_jax.weights.language_configs import ACTIVATIONS, language_config
 from pin_jax.weights.openflamingo import openflamingo
@@ -32,7 +32,6 @@ _RESAMPLER = "perceiver.layers.0.0.to_q.weight"
 HEADS = 8  # of the Perceiver and of cross-attention: no weight tells
 PARTS = ("vision", "perceiver", "lm")
 _PUBLISHED_ID = re.compile(r"openflamingo/OpenFlamingo-(\d[bB])-")
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 # --- the pieces on disk ----------------------------------------------------------------------------------------------
