@@ -43,8 +43,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.box_threshold = 0.5  # of a min-max map
     config.background_threshold = 0.0  # probability under which a pixel of segmentation.png is background; 0 is none
 
-    # Evaluation: scenes; voc, context, context60, ade20k, coco_object, coco_stuff, cityscapes, openimages; PIN's sets of
-    # boxes; labels:DIR (Pascal VOC's form) or points:DIR (OpenImages V7's form). See docs/data.md, gem_jax/sources.py.
+    # Evaluation: scenes; voc, context, context60, ade20k, coco_object, coco_stuff, cityscapes, openimages; PIN's sets
+    # of boxes; labels:DIR (Pascal VOC's form) or points:DIR (OpenImages V7's form). See docs/data.md.
     config.source = "scenes"
     config.images = 0  # of a published set the first so many; 0 is all
     config.names = "readable"  # what classes are called: published, readable, sclip (input_pipeline/names)

@@ -79,7 +79,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.log_every = 20
     config.save_every = 500
 
-    # Evaluation, on names and backgrounds that the insert never saw; or on a published set, or one's own (docs/data.md).
+    # Evaluation: on names and backgrounds that the insert never saw; or on a published set, or one's own.
     config.eval = ConfigDict(
         {
             "source": "scenes",  # or pvoc, coco, lvis, refcoco, refcoco+, refcocog, coco:FILE.json, tfds:NAME

@@ -1,7 +1,7 @@
 """What may stand behind a config's colon: its own variants and `name=value` choices, in any order, between commas.
 
-`configs/pin_flamingo.py:tiny,eval=pvoc` is the variant `tiny` with the choice `eval`. A choice is a function that changes
-the config; a config file names those that it knows.
+`configs/pin_flamingo.py:tiny,eval=pvoc` is the variant `tiny` with the choice `eval`. A choice is a function that
+changes the config; a config file names those that it knows.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def evaluate_boxes(config: ConfigDict, source: str) -> None:
 
 
 def evaluate_maps(config: ConfigDict, source: str) -> None:
-    """`eval=voc`: GEM on a set of labels, points or boxes, as the paper evaluates it: the method itself and plain CLIP."""
+    """`eval=voc`: GEM, and plain CLIP beside it, on a set of labels, points or boxes."""
     config.run = "evaluate"
     config.source = source
     config.methods = ("clip", "gem")

@@ -30,7 +30,7 @@ class Tally:
 
     Attributes:
       mode: `skip` goes on without them; `refuse` raises the first.
-      counts: kind -> number. lines: what was wrong, one line each.
+      counts: kind -> number. lines: what was wrong, one line each; what is met again counts once.
     """
 
     def __init__(self, mode: str = "skip", say: Callable[[str], None] = _to_stderr):
@@ -38,7 +38,7 @@ class Tally:
             raise UserError(f"config.on_bad_record {mode!r}: expected {' or '.join(MODES)}")
         self.mode, self.say = mode, say
         self.counts: collections.Counter[str] = collections.Counter()
-        self.lines: list[str] = []
+        self.lines: dict[str, None] = {}
 
     def add(self, error: UserError) -> None:
         """Takes a bad record.
@@ -48,8 +48,10 @@ class Tally:
         """
         if self.mode == "refuse":
             raise UserError(f"{error} (or leave such records out: --config.on_bad_record=skip)", error.kind) from error
+        if str(error) in self.lines:
+            return
         self.counts[error.kind] += 1
-        self.lines.append(str(error))
+        self.lines[str(error)] = None
         if self.counts[error.kind] <= SHOWN:
             self.say(f"skipped ({error.kind}): {error}")
         elif self.counts[error.kind] == SHOWN + 1:
@@ -71,7 +73,7 @@ class Tally:
 
     def summary(self) -> dict[str, Any]:
         """Counts and lines, for results.json."""
-        return {"counts": dict(self.counts), "lines": self.lines}
+        return {"counts": dict(self.counts), "lines": list(self.lines)}
 
 
 def good_box(box: Any, width: int, height: int, where: str) -> np.ndarray:
@@ -91,9 +93,9 @@ def good_box(box: Any, width: int, height: int, where: str) -> np.ndarray:
     return np.array([max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)], np.float32)
 
 
-def walk(source: Any, tally: Tally) -> Iterator[dict[str, Any]]:
-    """The good records of a random-access source in order; bad ones go to the tally."""
-    for index in range(len(source)):
+def walk(source: Any, tally: Tally, most: int | None = None) -> Iterator[dict[str, Any]]:
+    """The good records of a random-access source, or of its first `most`, in order; bad ones go to the tally."""
+    for index in range(len(source) if most is None else most):
         try:
             record = source[index]
         except UserError as error:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
-from pin_jax import adapters, evaluate, figures, reporting, sharding, train
+from pin_jax import adapters, evaluate, figures, photographs, reporting, sharding, train
 from pin_jax import compile as compiling
 from pin_jax.vlm import VLM, load_vlm
 
@@ -102,7 +102,10 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
     if jax.process_index() > 0:
         return
     title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
-    reporting.results_table(title, rows, evaluate.COLUMNS)
+    real = isinstance(records, photographs.Photographs)
+    if real:
+        title = f"{records.name}: {len(records)} images, {config.eval.decoder} decoding"
+    reporting.results_table(title, rows, photographs.COLUMNS if real else evaluate.COLUMNS)
     evaluate.write_coco(workdir, records, asked, answers, vlm.codec.image_size)
     shown = range(min(24, len(records)))
     of = [[k for k, q in enumerate(asked) if q.image == i] for i in shown]
@@ -121,7 +124,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
         "frozen": vlm.identity,
         "seconds": {"training": seconds, "evaluation": time.monotonic() - begin},
     }
-    reporting.write_json(workdir / RESULTS, rows | extra)
+    reporting.write_json(workdir / RESULTS, rows | extra | (records.about() if real else {}))
     reporting.say(f"wrote {workdir / RESULTS}, {workdir / 'predictions.png'}")
 
 
