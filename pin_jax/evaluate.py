@@ -166,6 +166,7 @@ def scenes(config: ConfigDict, vlm: VLM) -> list[dict[str, Any]]:
         scene_config(config.scenes, vlm.codec, split=config.eval.split, background_split=config.eval.background_split),
         config.eval.seed,
         config.eval.images,
+        config.on_bad_record,
     )
     return [source[i] for i in range(len(source))]
 

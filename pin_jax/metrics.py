@@ -28,9 +28,9 @@ def summary(
 
     Returns:
       mIoU over all queries; mIoU_M and mIoU_L over those of area [32^2, 96^2) and >= 96^2 at 224 px; P@0.3, P@0.5,
-      P@0.7; unparsed, unparsed_M, unparsed_L, the shares;
-      queries, queries_M, queries_L, their counts; asked_iou and other_iou, over queries
-      with other objects: IoU with the asked object and with the best other one. A mean over nothing is None.
+      P@0.7; unparsed, unparsed_M, unparsed_L, the shares; queries, queries_M, queries_L, their counts; asked_iou and
+      other_iou, over queries with other objects: IoU with the asked object and with the best other one. A mean over
+      nothing is None.
     """
     scores = iou(predicted, true)
     size = area(true) * (224 / image_size) ** 2

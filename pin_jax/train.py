@@ -54,6 +54,7 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path) -> Curr
             scene_config(config.scenes, vlm.codec, split="train", objects=objects, vary=config.vary_backgrounds),
             2 * config.seed + phase,  # another seed, other scenes
             length,
+            config.on_bad_record,
         )
         if cached and share > 0:
             with reporting.progress(f"vision features of {length:,} scenes", length, "image") as advance:
