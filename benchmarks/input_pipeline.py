@@ -21,6 +21,7 @@ import tempfile
 import time
 
 import numpy as np
+from absl import flags
 from PIL import Image
 
 sys.path[0] = str(pathlib.Path(__file__).parent.parent)  # not this folder, in which a file is called as the package is
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=pathlib.Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    flags.FLAGS(sys.argv[:1])  # grain's workers ask for its flags
     texts = BoxQuestions(tokenizer(), BoxCodec(224, 16), 1, LENGTH)
     if given.part:
         spec = [f"packed:{given.root / kind}" for kind in ("cutouts", "backgrounds")]

@@ -80,7 +80,7 @@ def lists(path: pathlib.Path, *keys: str) -> list[list[Any]]:
     for key in keys:
         if not isinstance(held.get(key), list):
             raise UserError(
-                f"annotations {path}: {key!r} is {type(held.get(key)).__name__}; expected a list of objects"
+                f"annotations {path}: {key!r} is a {type(held.get(key)).__name__}; expected a list of objects"
             )
     return [held[key] for key in keys]
 

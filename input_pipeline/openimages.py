@@ -96,17 +96,18 @@ def read(
         if missing:
             raise UserError(f"{path}: columns missing: {', '.join(sorted(missing))}")
         for k, row in enumerate(reader):
-            if row["ImageId"] not in files or row["EstimatedYesNo"].lower() not in ("yes", "no"):
+            if row["ImageId"] not in files:
                 continue
             at = f"{path.name}, row {k + 2}"
             with tally.guard(at):
+                answer = row["EstimatedYesNo"].lower()
+                if answer not in ("yes", "no"):
+                    continue
                 x, y = float(row["X"]), float(row["Y"])
                 if not (0 <= x <= 1 and 0 <= y <= 1):
                     raise UserError(f"{at}: point {x}, {y}; expected 0 to 1", "point outside")
                 name = row.get("TextLabel") or (called or {}).get(row["Label"]) or row["Label"]
-                found.setdefault(row["ImageId"], []).append(
-                    (name.lower(), x, y, row["EstimatedYesNo"].lower() == "yes")
-                )
+                found.setdefault(row["ImageId"], []).append((name.lower(), x, y, answer == "yes"))
     if not found:
         raise UserError(f"{path}: no point of any picture in {images}")
     return [(files[image_id], rows) for image_id, rows in found.items()]
