@@ -179,7 +179,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
     reporting.results_table(title, {name: _printed(row) for name, row in table.items()}, COLUMNS)
     found = {name: row[config.source]["box"] for name, row in rows.items() if "box" in row.get(config.source, {})}
     if found:
-        reporting.results_table(f"{config.source}: boxes by size", found, photographs.COLUMNS)
+        photographs.table(f"{config.source}: boxes by size", found)
     result = {
         "table": table, "seeds": rows, "config": json.loads(config.to_json_best_effort()),
         "versions": reporting.versions(), "devices": pin_evaluate.devices(), "seconds": time.monotonic() - begin,

@@ -12,7 +12,17 @@ import numpy as np
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
 
-OBJECTS = ("boxes", "names", "said", "ids", "crowd", "difficult", "shapes", "sentences")  # an entry a box
+OBJECTS = (
+    "boxes",
+    "names",
+    "said",
+    "ids",
+    "crowd",
+    "difficult",
+    "shapes",
+    "sentences",
+    "category_ids",
+)  # an entry a box
 
 
 @dataclasses.dataclass
@@ -22,7 +32,7 @@ class Annotated:
     Each record is a dict: image uint8[H, W, 3]; boxes float32[n, 4] (x1, y1, x2, y2 in its pixels); names, said: lists
     of n categories, and of what the objects are asked for by; ids: list of n annotation ids; crowd, difficult: bool[n];
     image_id; path; size (width, height); masks bool[n, H, W] with `with_masks`, where the set has them;
-    sentences: list of n dicts (RefCOCO).
+    sentences: list of n dicts (RefCOCO); category_ids: list of n numbers, where the set has them (COCO's JSON).
 
     Attributes:
       name: of the set. entries: the records without their pictures. with_masks: also return masks.

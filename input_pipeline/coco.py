@@ -116,7 +116,7 @@ def read(
             width, height = image["width"], image["height"]
             if not all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in (width, height)):
                 raise TypeError(f"size {width!r} x {height!r}")
-            rows: dict[str, list] = {key: [] for key in ("boxes", "names", "ids", "crowd", "shapes")}
+            rows: dict[str, list] = {key: [] for key in ("boxes", "names", "ids", "crowd", "shapes", "category_ids")}
             if _id(image["id"]) in of:
                 raise UserError(f"{where}, image {k}: id {image['id']} occurs twice", "image id twice")
             of[_id(image["id"])] = rows | {"size": (width, height)}
@@ -137,6 +137,7 @@ def read(
                 "boxes": box, "names": called[annotation["category_id"]], "ids": annotation.get("id", k),
                 "crowd": bool(int(annotation.get("iscrowd", 0))),
                 "shapes": annotation.get("segmentation") if with_masks else None,
+                "category_ids": annotation["category_id"],
             }  # fmt: skip
             for key, value in added.items():
                 rows[key].append(value)

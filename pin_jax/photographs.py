@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,21 @@ from input_pipeline.transforms import Squash, unsquash
 from pin_jax import reporting
 from pin_jax.vlm import VLM
 
-COLUMNS = (
-    "mIoU", "queries", "unparsed", "mIoU_M", "queries_M", "unparsed_M", "mIoU_L", "queries_L", "unparsed_L",
-    "P@0.3", "P@0.5", "P@0.7",
-)  # fmt: skip
+COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.3", "P@0.5", "P@0.7", "queries (M, L)", "unparsed (M, L)")
+
+
+def table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints scores of `metrics.summary`, a row a method, with the counts that each mean is over."""
+
+    def shown(row: Mapping[str, Any], key: str, form: str) -> str:
+        own, *sizes = ("-" if row[k] is None else f"{row[k]:{form}}" for k in (key, f"{key}_M", f"{key}_L"))
+        return f"{own} ({', '.join(sizes)})"
+
+    full = {
+        name: {**row, "queries (M, L)": shown(row, "queries", ","), "unparsed (M, L)": shown(row, "unparsed", ".3f")}
+        for name, row in rows.items()
+    }
+    reporting.results_table(title, full, COLUMNS)
 
 
 class Photographs(list):
@@ -84,8 +95,8 @@ def write(
       answers: one a query, in order: text, box float[4] in the squashed picture, parsed, score.
       side: of the squashed picture, in pixels. ending: of the names of the predictions' files.
     """
-    names = sorted({name for record in records for name in record["names"]})
-    category = {name: k + 1 for k, name in enumerate(names)}
+    numbered = {name: k + 1 for k, name in enumerate(sorted({name for record in records for name in record["names"]}))}
+    categories: dict[Any, str] = {}
     images, truth, found, sentences = [], [], [], []
     number = itertools.count()
     for record in records:
@@ -95,16 +106,18 @@ def write(
         )
         for k, (name, said, box) in enumerate(zip(record["names"], record["said"], record["boxes"], strict=True)):
             n = next(number)
+            category = record["category_ids"][k] if "category_ids" in record else numbered[name]  # the set's own
+            categories[category] = name
             answer, true = answers[n], unsquash(box, side, record["size"])
             placed = unsquash(answer.box, side, record["size"])
             bbox = _xywh(true)
             truth.append(
-                {"id": n + 1, "image_id": record["image_id"], "category_id": category[name], "bbox": bbox,
+                {"id": n + 1, "image_id": record["image_id"], "category_id": category, "bbox": bbox,
                  "area": bbox[2] * bbox[3], "iscrowd": int(record["crowd"][k]), "source_id": record["ids"][k]}
             )  # fmt: skip
             row = {"text": answer.text, "parsed": bool(answer.parsed)}
             found.append(
-                {"image_id": record["image_id"], "category_id": category[name], "bbox": _xywh(placed),
+                {"image_id": record["image_id"], "category_id": category, "bbox": _xywh(placed),
                  "score": answer.score, "said": said, **row}
             )  # fmt: skip
             if "sentences" in record:
@@ -112,10 +125,8 @@ def write(
                     {**record["sentences"][k], "image_id": record["image_id"], "sent": said, "box": _xywh(placed),
                      "gt_box": bbox, "iou": float(iou(true, placed)), **row}
                 )  # fmt: skip
-    categories = [{"id": k, "name": name} for name, k in category.items()]
-    reporting.write_json(
-        workdir / "ground_truth.json", {"images": images, "annotations": truth, "categories": categories}
-    )
+    named = [{"id": category, "name": name} for category, name in sorted(categories.items())]
+    reporting.write_json(workdir / "ground_truth.json", {"images": images, "annotations": truth, "categories": named})
     reporting.write_json(workdir / f"predictions{ending}.json", found)
     if sentences:
         reporting.write_json(workdir / f"predictions_refcoco{ending}.json", sentences)

@@ -105,7 +105,9 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
     real = isinstance(records, photographs.Photographs)
     if real:
         title = f"{records.name}: {len(records)} images, {config.eval.decoder} decoding"
-    reporting.results_table(title, rows, photographs.COLUMNS if real else evaluate.COLUMNS)
+        photographs.table(title, rows)
+    else:
+        reporting.results_table(title, rows, evaluate.COLUMNS)
     evaluate.write_coco(workdir, records, asked, answers, vlm.codec.image_size)
     shown = range(min(24, len(records)))
     of = [[k for k, q in enumerate(asked) if q.image == i] for i in shown]
