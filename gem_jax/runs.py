@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from gem_jax import boxes, evaluation, figures, heatmaps, points, pretrained, segmentation, sources
 from gem_jax.attention import METHODS
 from gem_jax.gem import GEM, picture
-from input_pipeline import cutouts, datasets
+from input_pipeline import cutouts
 from input_pipeline.boxes import BoxCodec, iou
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
@@ -133,10 +133,8 @@ def _score(
     kind = "scenes" if config.source == "scenes" else source.kind
     wanted: list[evaluation.Evaluator] = []
     if kind in ("scenes", "labels"):
-        phrases = (
-            datasets.phrases(config.source, config.names) if config.source.partition(":")[0] in datasets.LABELS else ()
-        )
-        wanted.append(segmentation.Segmentation(source.classes, scale(gem.model), segmentation.THRESHOLDS, *phrases))
+        said = () if kind == "scenes" else (source.phrases, source.background)
+        wanted.append(segmentation.Segmentation(source.classes, scale(gem.model), segmentation.THRESHOLDS, *said))
     if kind in ("scenes", "points"):
         wanted.append(points.Points(config.point_threshold))
     if kind in ("scenes", "boxes"):
@@ -150,7 +148,7 @@ def _score(
 def _sources(config: ConfigDict, model: pretrained.ImageText) -> dict[str, Any]:
     if config.source == "scenes":
         return {str(seed): scenes(config, model, seed) for seed in config.eval.seeds}
-    return {config.source: sources.open_source(config, reporting.say)}
+    return {config.source: sources.open_source(config, reporting.say, model.names)}
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageText) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A source is iterated over; each record has `image` and a truth, as `segmentation
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -100,12 +100,13 @@ class Published:
 
     Attributes:
       records: a random-access source. kind: `boxes`, `labels` or `points`. classes: of labels.
-      tally: of bad records.
+      tally: of bad records. phrases, background: what classes are asked for by; see `segmentation.Segmentation`.
     """
 
     def __init__(self, records: Any, kind: str, tally: Tally, most: int = 0):
         self.records, self.kind, self.tally = records, kind, tally
         self.classes = getattr(records, "classes", [])
+        self.phrases, self.background = [[name] for name in self.classes], []
         self.most = min(most, len(records)) if most else len(records)
 
     def __len__(self) -> int:
@@ -115,26 +116,50 @@ class Published:
         return walk(self.records, self.tally, self.most)
 
 
-def open_source(config: Any, say: Callable[[str], None]) -> Published:
+def open_source(config: Any, say: Callable[[str], None], known: Collection[str] = ()) -> Published:
     """What config.source names: labels:DIR, points:DIR, or a published set below config.data_dir.
+
+    Args:
+      known: the names that a small model knows; what is called otherwise is left out. Empty for all.
 
     Raises:
       UserError: no such source, or not in its layout.
     """
     tally = Tally(config.on_bad_record, say)
     kind, _, where = config.source.partition(":")
+    phrases, background = None, []
     if kind == "labels" and where:
-        return Published(label_folder(where, config.background), kind, tally, config.images)
-    if kind == "points" and where:
-        return Published(point_folder(where, tally), kind, tally, config.images)
-    try:
-        kind = datasets.kind(config.source)
-    except UserError as error:
-        raise UserError(
-            f"config.source {config.source!r}: expected scenes, labels:DIR, points:DIR, or a {error}"
-        ) from error
-    if kind == "boxes":
-        records = datasets.queries(config.source, config.data_dir, config.select, tally, (), config.split_by)
+        records = label_folder(where, config.background)
+    elif kind == "points" and where:
+        records = point_folder(where, tally)
     else:
-        records = datasets.load(config.source, config.data_dir, tally)
-    return Published(records, kind, tally, config.images)
+        try:
+            kind = datasets.kind(config.source)
+        except UserError as error:
+            raise UserError(
+                f"config.source {config.source!r}: expected scenes, labels:DIR, points:DIR, or a {error}"
+            ) from error
+        if kind == "boxes":
+            records = datasets.queries(config.source, config.data_dir, config.select, tally, known, config.split_by)
+        else:
+            records = datasets.load(config.source, config.data_dir, tally)
+        if kind == "labels":
+            phrases, background = datasets.phrases(config.source, config.names)
+    if kind == "labels":
+        phrases = phrases or [[name] for name in records.classes]
+        if known:
+            phrases = [[phrase for phrase in said if phrase in known] for said in phrases]
+            background = [phrase for phrase in background if phrase in known]
+            kept = [k for k, said in enumerate(phrases) if said]
+            say(f"{config.source}: {len(kept)} of {len(phrases)} classes; the small model has no words for the others")
+            records, phrases = records.only(kept), [phrases[k] for k in kept]
+    elif kind == "points" and known:
+        records = records.only(known)
+    if not len(records) or (kind == "labels" and not phrases):
+        raise UserError(
+            f"config.source {config.source!r}: the small model knows none of its classes; see its model card"
+        )
+    found = Published(records, kind, tally, config.images)
+    if kind == "labels":
+        found.phrases, found.background = phrases, background
+    return found

@@ -53,6 +53,13 @@ class LabelMaps:
         if not self.pairs:
             raise UserError(f"{self.name}: no image in it; expected its published form (docs/data.md)")
 
+    def only(self, kept: Sequence[int]) -> LabelMaps:
+        """The same with some of the classes; pixels of the others are left out of the score."""
+        renumbered = np.full(len(self.classes), IGNORE, np.int32)
+        renumbered[list(kept)] = np.arange(len(kept))
+        table = np.where(self.table >= 0, renumbered[self.table.clip(0)], self.table)
+        return dataclasses.replace(self, classes=[self.classes[k] for k in kept], table=table)
+
     def __len__(self) -> int:
         return len(self.pairs)
 

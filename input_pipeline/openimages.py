@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,11 @@ class PointLabels:
 
     name: str
     rows: list[tuple[pathlib.Path, list[tuple[str, float, float, bool]]]]
+
+    def only(self, names: Collection[str]) -> PointLabels:
+        """The same with the points of some of the classes."""
+        kept = [(path, [row for row in given if row[0] in names]) for path, given in self.rows]
+        return PointLabels(self.name, [row for row in kept if row[1]])
 
     def __len__(self) -> int:
         return len(self.rows)

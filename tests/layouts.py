@@ -168,7 +168,12 @@ def lvis(root: pathlib.Path) -> pathlib.Path:
     return root
 
 
-def refcoco(root: pathlib.Path, which: str = "refcoco", by: str = "unc", split: str = "testA") -> list:
+SENTENCES = ("brown dog", "dog at the café", "left person")
+
+
+def refcoco(
+    root: pathlib.Path, which: str = "refcoco", by: str = "unc", split: str = "testA", said: tuple = SENTENCES
+) -> list:
     """WHICH/refs(BY).p and instances.json; two sentences about one object, one with a letter beyond ASCII."""
     images = [
         {"id": k, "file_name": f"COCO_train2014_{k:012d}.jpg", "width": 64, "height": 48} for k in (98304, 581857)
@@ -191,8 +196,8 @@ def refcoco(root: pathlib.Path, which: str = "refcoco", by: str = "unc", split: 
         }  # fmt: skip
 
     refs = [
-        ref(1, 3007, 98304, split, "brown dog", "dog at the café"),
-        ref(2, 1719310, 581857, split, "left person"),
+        ref(1, 3007, 98304, split, *said[:2]),
+        ref(2, 1719310, 581857, split, said[2]),
         ref(3, 1719311, 581857, "train", "right person"),
     ]
     top = root / which

@@ -123,7 +123,7 @@ def test_prepare_packs_what_training_reads(prepared):
                 a, b = (np.asarray(source.render(k, size), np.float32) for source in (own, plain))
                 seen = b[..., 3:] / 255  # colours count where they are seen
                 assert a.shape == (size[1], size[0], 4) and np.abs((a - b)[..., 3]).max() <= 14
-                assert np.abs((a[..., :3] * a[..., 3:] / 255 - b[..., :3] * seen)).max() <= 14
+                assert np.abs(a[..., :3] * a[..., 3:] / 255 - b[..., :3] * seen).max() <= 14
     back = backgrounds.load(f"packed:{root / 'packed' / 'backgrounds'}", "held_out")
     assert len(back) == 1 and len(backgrounds.load(f"packed:{root / 'packed' / 'backgrounds'}", "train")) == 4
     wanted = backgrounds.load(config.backgrounds, "held_out").original(0).resize((64, 64), Image.Resampling.BILINEAR)
