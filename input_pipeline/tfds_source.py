@@ -30,11 +30,17 @@ def detection(spec: str, data_dir: str, tally: Tally, split: str = "") -> Annota
         ) from error
     try:
         builder = tfds.builder(spec, **({"data_dir": data_dir} if data_dir else {}), file_format="array_record")
+        if not builder.info.splits:
+            raise UserError(
+                f"tfds:{spec}: not prepared in {data_dir or 'its default folder'}; run download_and_prepare first"
+            )
         objects = builder.info.features["objects"]
         label = next(objects.feature[key] for key in ("label", "category") if key in objects.feature)
         chosen = split or next(s for s in ("test", "validation") if s in builder.info.splits)
         source = builder.as_data_source(split=chosen)
         light = builder.as_data_source(split=chosen, decoders={"image": tfds.decode.SkipDecoding()})
+    except UserError:
+        raise
     except StopIteration:
         raise UserError(
             f"tfds:{spec}: no test or validation split, or no label; name a split, tfds:{spec}:train"
