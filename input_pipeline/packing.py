@@ -80,7 +80,7 @@ def _splits(load: Callable[[str], list]) -> dict[Any, str]:
 
 
 def pack_backgrounds(
-    spec: str, folder: pathlib.Path, side: int, tally: Tally, threads: int = 2, progress=lambda done, total: None
+    spec: str, folder: pathlib.Path, side: int, tally: Tally, threads: int = 2, progress=lambda done: None
 ) -> int:
     """Packs the backgrounds that a spec names, each squashed to side x side (PIN, section 4).
 
@@ -98,7 +98,7 @@ def pack_backgrounds(
         return picture.tobytes(), {"splits": split_of.get(source.paths[k], "rest")}
 
     about = {"kind": "backgrounds", "source": spec, "side": side}
-    return _write(folder, _told(_ahead(make, len(source), threads), len(source), tally, progress), about)
+    return _write(folder, _told(_ahead(make, len(source), threads), tally, progress), about)
 
 
 def pack_cutouts(
@@ -108,7 +108,7 @@ def pack_cutouts(
     tally: Tally,
     exclude: Iterable[str] = (),
     threads: int = 2,
-    progress=lambda done, total: None,
+    progress=lambda done: None,
 ) -> int:
     """Packs the cut-outs that a spec names, trimmed, the longer side at most `side`.
 
@@ -131,13 +131,13 @@ def pack_cutouts(
         return b"".join(part.tobytes() for part in parts), about
 
     about = {"kind": "cutouts", "source": spec, "side": side, "exclude": list(exclude)}
-    return _write(folder, _told(_ahead(make, len(source), threads), len(source), tally, progress), about)
+    return _write(folder, _told(_ahead(make, len(source), threads), tally, progress), about)
 
 
-def _told(rows: Iterable[Any], total: int, tally: Tally, progress: Callable[[int, int], None]) -> Iterator[Any]:
+def _told(rows: Iterable[Any], tally: Tally, progress: Callable[[int], None]) -> Iterator[Any]:
     for done, row in enumerate(rows, 1):
         if isinstance(row, UserError):
             tally.add(row)
         else:
             yield row
-        progress(done, total)
+        progress(done)

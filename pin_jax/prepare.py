@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline import packing
+from input_pipeline import backgrounds, cutouts, packing
 from input_pipeline.errors import UserError
 from input_pipeline.packed import INDEX
 from input_pipeline.records import Tally
@@ -28,12 +28,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.backgrounds:
         side = config.background_side or config.side
         done["backgrounds"] = _pack(
-            packing.pack_backgrounds, config.backgrounds, workdir / "backgrounds", side, tally, config.threads
-        )
+            packing.pack_backgrounds, config.backgrounds, workdir / "backgrounds", side, tally, config.threads,
+            lambda: len(backgrounds.load(config.backgrounds)),
+        )  # fmt: skip
     if config.cutouts:
         done["cutouts"] = _pack(
             packing.pack_cutouts, config.cutouts, workdir / "cutouts", config.side, tally, config.threads,
-            exclude=tuple(config.exclude),
+            lambda: len(cutouts.load(config.cutouts, "all", config.exclude)), exclude=tuple(config.exclude),
         )  # fmt: skip
     for kind, count in done.items():
         reporting.say(f"{count:,} {kind}: --config.scenes.{kind}=packed:{workdir / kind}")
@@ -42,21 +43,21 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     reporting.write_json(workdir / "prepared.json", {**done, "bad_records": tally.summary()})
 
 
-def _pack(pack: Any, spec: str, folder: pathlib.Path, side: int, tally: Tally, threads: int, **options: Any) -> int:
+def _pack(
+    pack: Any, spec: str, folder: pathlib.Path, side: int, tally: Tally, threads: int, count: Any, **options: Any
+) -> int:
     if folder.exists():
         try:
             index = json.loads((folder / INDEX).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: there, but no pack ({error}); choose another --workdir") from error
-        if (index["source"], index["side"]) != (spec, side):
+        there = index["source"], index["side"], tuple(index.get("exclude", ()))
+        if there != (spec, side, tuple(options.get("exclude", ()))):
             raise UserError(
-                f"{folder}: packed from {index['source']} at {index['side']} px, not {spec} at {side}; choose another"
-                " --workdir"
+                f"{folder}: packed from {there[0]} at {there[1]} px without {there[2]}, not {spec} at {side}; choose"
+                " another --workdir"
             )
         return index["count"]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with reporting.progress(f"packing {spec}", 1000, "permille") as advance:
-        return pack(
-            spec, folder, side, tally, threads=threads,
-            progress=lambda done, total: advance(1000 * done // total), **options,
-        )  # fmt: skip
+    with reporting.progress(f"packing {spec}", count(), "picture") as advance:
+        return pack(spec, folder, side, tally, threads=threads, progress=advance, **options)
