@@ -137,9 +137,7 @@ def test_prepare_goes_on_and_refuses(prepared):
     prepare.run(config, root / "packed")  # what is there is left
     assert (root / "packed" / "cutouts" / "index.json").stat().st_mtime_ns == before
     config.side = 32
-    with pytest.raises(
-        UserError, match="from folder.* at 64 px without .*, not .* at 32; choose another"
-    ):
+    with pytest.raises(UserError, match="from folder.* at 64 px without .*, not .* at 32; choose another"):
         prepare.run(config, root / "packed")
     config.on_bad_record = "refuse"
     with pytest.raises(UserError, match="h_00000003.jpg"):
