@@ -26,6 +26,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that a run
 # program -> module with `run(config, workdir)`
 PROGRAMS = {
     "pin": "pin_jax.runs",
+    "pin_table": "pin_jax.table",
     "tiny_vlm": "pin_jax.pretrain",
     "tiny_clip": "gem_jax.tiny_clip",
     "gem": "gem_jax.runs",

@@ -1,7 +1,10 @@
 """PIN on a Flamingo. Variants: `tiny`, the small one that ships with the project; the published OpenFlamingo models.
 `eval=SET` evaluates on a published set (docs/data.md).
 
+Behind the model a variant may have options: `method=` (see `pin_jax.methods`) and those of `configs/ablations.py`.
+
   python main.py --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny
+  python main.py --config=configs/pin_flamingo.py:tiny,method=lora_v --workdir=runs/lora --config.method_options.rank=4
   python main.py --config=configs/pin_flamingo.py:3b --workdir=runs/3b --config.scenes.cutouts=xpaste:pool.json \
       --config.scenes.backgrounds=folder:bg20k
   python main.py --config=configs/pin_flamingo.py:tiny,eval=pvoc --config.data_dir=VOCdevkit --workdir=runs/pvoc
@@ -9,7 +12,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import variants
+from configs import ablations, variants
 
 # variant -> checkpoint and language model on the hub; folders and files on disk serve as well
 PUBLISHED = {
@@ -25,13 +28,13 @@ PUBLISHED = {
     ),
     "9b": ("openflamingo/OpenFlamingo-9B-vitl-mpt7b", "anas-awadalla/mpt-7b"),
 }
+CHOICES = ablations.CHOICES | {"eval": variants.evaluate_boxes}
 VARIANTS = ("tiny", *PUBLISHED)
-CHOICES = {"eval": variants.evaluate_boxes}
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     """The run that `variant` names; every entry can be overridden on the command line."""
-    variant, chosen = variants.parse(variant, "configs/pin_flamingo.py", VARIANTS, CHOICES)
+    model, chosen = variants.parse(variant, "configs/pin_flamingo.py", VARIANTS, CHOICES)
     config = ConfigDict()
     config.program = "pin"
     config.run = "train"  # train (then evaluate and draw), evaluate, predict
@@ -41,11 +44,12 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.vlm = "assets/tiny_flamingo"
     config.language_model = ""  # of a published OpenFlamingo, whose checkpoint `vlm` is
     config.vision = ""  # its CLIP
-    config.method = "pin"
+    config.method = "pin"  # choose another by the variant, which gives its options too
     config.method_options = ConfigDict({"learned": False, "hidden": (512, 768)})
     config.dtype = "float32"  # of the frozen VLM's computation; the insert is float32
     config.remat = "none"  # what the backward pass computes again: none, full, dots
     config.attention = "xla"  # of the vision encoder; cudnn is faster on NVIDIA GPUs in bfloat16
+    config.grid = 0  # cells along a side of the image; 0: the VLM's own, 16
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # of all devices; -1: those that are left
     config.rules = ()  # of where frozen weights stand on it, before those of pin_jax/sharding.py
 
@@ -63,11 +67,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "absolute_share": 0.0,
         }
     )
+    config.train_scenes = ConfigDict()  # what of the scenes is otherwise in training
     config.vary_backgrounds = 0.8  # in training only: 11 photographs stand for many; 0 pastes on them as they are
     config.curriculum = 0.0  # share of training that predicts the name too, on scenes of 3 objects (published: 0.25)
     config.questions_per_image = 2  # asked together of one image; drawn uniformly where it has more objects
     config.text_length = 20  # tokens of a text; a name is one
     config.cache_images = 16_000  # scenes whose vision features are computed once; 0 draws scenes anew
+    config.cache_folder = ""  # where they are kept; the workdir's own by default
     config.workers = 0  # processes that prepare data; 0 uses threads
     config.threads = 2
 
@@ -88,6 +94,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "seed": 1_000_000,
             "images": 256,  # of a published set the first so many; 0 is all
             "context": (),  # rows `N_context`: the raw VLM after N worked examples; published: 2, 5, 10
+            "context_seed": 1_000_000,  # of which examples stand before which question
             "context_images": 64,  # training scenes that the examples are drawn from
             "decoder": "greedy",  # greedy, beam; on the grid: grid_greedy, grid_beam, expected_iou (docs/decoding.md)
             "beams": 3,
@@ -103,8 +110,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.image = ""
     config.prompts = ""  # names, separated by commas
     config.insert = ""  # a safetensors file; the workdir's own by default, then the shipped one
-    if variant in PUBLISHED:
-        published(config, variant)
+    if model in PUBLISHED:
+        published(config, model)
     return variants.apply(config, chosen, CHOICES)
 
 
@@ -120,6 +127,7 @@ def published(config: ConfigDict, variant: str) -> None:
 def as_published(config: ConfigDict) -> None:
     """The paper's data, optimisation and evaluation, for any published VLM."""
     config.dtype = "bfloat16"
+    config.remat = "full"  # none is faster where memory allows
 
     # Data.
     config.scenes.update({"smallest": (5, 3, 2), "crop": 1.0})
@@ -135,6 +143,10 @@ def as_published(config: ConfigDict) -> None:
     config.lr = 1e-3
     config.schedule = "constant"
     config.save_every = 1000
+
+    # run=compile: a TPU slice; config.batch_size is the global batch on it (docs/sharding.md).
+    config.topology = "v5e:4x4"
+    config.compile_steps = ("train", "decode")
 
     # Evaluation: 3 beams.
     config.eval.update({"images": 1024, "decoder": "beam", "batch_size": 64})

@@ -40,9 +40,10 @@ def parse(given: str, file: str, variants: Sequence[str], choices: Mapping[str, 
 
 
 def apply(config: ConfigDict, values: Mapping[str, str], choices: Mapping[str, Choice]) -> ConfigDict:
-    """The config after its choices."""
-    for name, value in values.items():
-        choices[name](config, value)
+    """The config after its choices, in the order of `choices`: some change what others have set."""
+    for name, choice in choices.items():
+        if name in values:
+            choice(config, values[name])
     return config
 
 

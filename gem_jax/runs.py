@@ -23,6 +23,7 @@ from pin_jax import metrics, photographs, reporting
 from pin_jax.runs import names as listed
 
 RUNS = ("predict", "evaluate")
+SETTINGS = ("depth", "iterations", "temperature", "parts")  # of a method, entries of the config
 COLUMNS = ("mIoU", "mIoU_bg", "threshold", "p-mIoU", "box mIoU")
 
 
@@ -45,11 +46,25 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         evaluate(config, workdir, model)
 
 
-def build(config: ConfigDict, model: pretrained.ImageText, attention: str = "") -> GEM:
-    """GEM on a model, as a config says, with one of the methods."""
+def build(config: ConfigDict, model: pretrained.ImageText, method: str = "") -> GEM:
+    """GEM on a model, as a config says, or with a method in its place: `clearclip`, `gem temperature=10 depth=4`.
+
+    Raises:
+      UserError: an unknown method or setting.
+    """
     size = config.size or model.config.vision.image_size
+    attention, *given = (method or config.attention).split()
+    settings = {key: config[key] for key in SETTINGS}
+    for setting in given:
+        key, _, value = setting.partition("=")
+        try:
+            settings[key] = type(settings[key])(value)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"config.methods {method!r}: setting {setting!r}; expected {', '.join(f'{k}=...' for k in SETTINGS)}"
+            ) from error
     return GEM(
-        model, config.depth, config.iterations, config.temperature or None, attention or config.attention, config.parts,
+        model, settings["depth"], settings["iterations"], settings["temperature"] or None, attention, settings["parts"],
         size=tuple(size) if isinstance(size, tuple | list) else size, templates=tuple(config.templates),
         batch_size=config.batch_size,
     )  # fmt: skip
@@ -155,7 +170,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
     """Every method of config.methods on every seed or folder; prints and saves the table, and for scenes a picture."""
     begin = time.monotonic()
     for name in config.methods:
-        if name not in METHODS:
+        if name.partition(" ")[0] not in METHODS:
             raise UserError(f"config.methods: {name!r}; expected some of {', '.join(METHODS)}")
     given = _sources(config, model)
     gems = {name: build(config, model, name) for name in config.methods}

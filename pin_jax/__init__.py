@@ -2,9 +2,13 @@
 
 
 def __getattr__(name: str):
-    """`pin_jax.load_vlm`, imported when asked for: workers that prepare data import no JAX."""
+    """`load_vlm` and `load_adapter`, imported when asked for: workers that prepare data import no JAX."""
     if name == "load_vlm":
         from pin_jax.vlm import load_vlm
 
         return load_vlm
+    if name == "load_adapter":
+        from pin_jax.adapters import load_adapter
+
+        return load_adapter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,7 @@
 """A trained method as a file: safetensors whose header says which method, which options, which frozen weights.
 
+Beside it stands a JSON card with the same, the number of parameters and the results.
+
 PIN's authors publish theirs as a torch file, which is read too, and written by `export`.
 """
 
@@ -15,18 +17,20 @@ from safetensors import numpy as safetensors
 from safetensors import safe_open
 
 from input_pipeline.errors import UserError
-from pin_jax.methods import METHODS
-from pin_jax.vlm import VLM, fill, flatten, read_safetensors
+from pin_jax import methods, reporting
+from pin_jax.models.interface import Inserts
+from pin_jax.vlm import VLM, count, fill, flatten, read_safetensors
 from pin_jax.weights import pin_file
 
 
 def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:
-    """Writes the trained parameters.
+    """Writes the trained parameters, and their card.
 
     Raises:
       UserError: the disk is full.
     """
-    meta = {"method": config.method, "options": json.dumps(dict(config.method_options)), "frozen": vlm.identity}
+    name, options = methods.describe(methods.build(config.method, vlm.model.config, config.method_options))
+    meta = {"method": name, "options": json.dumps(options), "frozen": vlm.identity}
     partial = path.with_suffix(".partial")
     try:
         safetensors.save_file(flatten(params), partial, metadata=meta)
@@ -34,6 +38,15 @@ def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:
     except Exception as error:  # safetensors has its own error for a full disk
         partial.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error}); free disk space or choose another --workdir") from error
+    card = meta | {"options": options, "vlm": str(config.vlm), "parameters": count(params)}
+    reporting.write_json(path.with_suffix(".json"), card)
+
+
+def note(path: pathlib.Path, results: dict[str, Any]) -> None:
+    """Adds results to the card of an adapter; one without a card gets none."""
+    card = path.with_suffix(".json")
+    if card.exists():
+        reporting.write_json(card, json.loads(card.read_text("utf-8")) | {"results": results})
 
 
 def export(path: pathlib.Path, method: Any, params: Any) -> None:
@@ -42,7 +55,7 @@ def export(path: pathlib.Path, method: Any, params: Any) -> None:
     Raises:
       UserError: another method than PIN.
     """
-    if not isinstance(method, METHODS["pin"]):
+    if not isinstance(method, methods.Pin):
         raise UserError(f"{path}: only PIN has this format, not {type(method).__name__}; keep the safetensors file")
     pin_file.write(path, method, params)
 
@@ -58,12 +71,24 @@ def load(path: pathlib.Path, vlm: VLM) -> tuple[Any, Any]:
     tensors = read_safetensors(path)
     with safe_open(path, "numpy") as file:
         meta = file.metadata() or {}
-    if meta.get("method") not in METHODS:
-        raise UserError(f"insert {path}: its header names method {meta.get('method')!r}; expected {', '.join(METHODS)}")
+    if not {"method", "options", "frozen"} <= meta.keys():
+        raise UserError(f"adapter {path}: its header names no method; give a file that this project wrote")
     if meta["frozen"] != vlm.identity:
         raise UserError(
-            f"insert {path}: trained on frozen weights {meta['frozen']}, these are {vlm.identity}; use its own VLM"
+            f"adapter {path}: trained on frozen weights {meta['frozen']}, these are {vlm.identity}; use its own VLM"
         )
-    method = METHODS[meta["method"]](vlm.model.config, **json.loads(meta["options"]))
-    skeleton = jax.eval_shape(method.init, jax.random.key(0))
+    method = methods.build(meta["method"], vlm.model.config, json.loads(meta["options"]))
+    skeleton = jax.eval_shape(lambda rng: method.init(rng, vlm.params), jax.random.key(0))
     return method, fill(skeleton, tensors, str(path))
+
+
+def load_adapter(path: str | pathlib.Path, vlm: VLM) -> Inserts:
+    """What a file puts into its VLM: `vlm.apply(params, ..., inserts=load_adapter(path, vlm))`.
+
+    Passing other inserts switches to another adapter, `Inserts()` to none; the VLM itself never changes.
+
+    Raises:
+      UserError: as `load`.
+    """
+    method, params = load(pathlib.Path(path), vlm)
+    return method.inserts(params)

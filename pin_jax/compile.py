@@ -23,8 +23,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.boxes import BoxCodec
 from input_pipeline.errors import UserError
-from pin_jax import decode, flops, reporting, sharding, train
-from pin_jax.methods import METHODS
+from pin_jax import decode, flops, methods, reporting, sharding, train
 from pin_jax.vlm import VLM, count, skeleton
 from pin_jax.weights import published
 
@@ -140,7 +139,7 @@ def _report(
         hbm += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
         fits = hbm <= chip.hbm
     except jax.errors.JaxRuntimeError as error:  # XLA gives up on what does not fit
-        used = re.search(r"Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm", str(error))
+        used = re.search(r"(?:Used |temporaries \()([\d.]+)([MGT])(?: of [\d.]+[MGT] hbm|\) exceeds)", str(error))
         if used is None:
             raise
         hbm, fits = float(used[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[used[2]], False
@@ -174,8 +173,9 @@ def train_step(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
 
     def build(mesh: Mesh | None, remat: str):
         vlm, shapes, front = _vlm(config, mesh, remat)
-        method, tx = METHODS[config.method](vlm.model.config, **config.method_options), train.optimiser(config)
-        state = jax.eval_shape(lambda: train.initial(method, tx, config.seed))
+        method = methods.build(config.method, vlm.model.config, config.method_options)
+        tx = train.optimiser(config)
+        state = jax.eval_shape(lambda: train.initial(method, tx, config.seed, shapes))
         batch = train.batch_shapes(config, vlm, front)
         return vlm, shapes, train.make_step(vlm, method, tx), state, batch
 
@@ -199,10 +199,11 @@ def decode_step(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     vlm, shapes, front = _vlm(config, mesh, "none")
     rows = config.eval.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
     options = vlm.model.config
-    method = METHODS[config.method](options, **config.method_options)
-    inserts = jax.eval_shape(lambda: method.inserts(method.init(jax.random.key(0))))
+    method = methods.build(config.method, options, config.method_options)
+    inserts = jax.eval_shape(lambda: method.inserts(method.init(jax.random.key(0), shapes)))
+    more = 0 if inserts.vision_input is None else inserts.vision_input.shape[-2]  # they stay among the visual tokens
     length = front + config.text_length - config.eval.new_tokens
-    vision = _rows(mesh, (rows, 1, options.media_tokens, options.vision.width), jnp.float32)
+    vision = _rows(mesh, (rows, 1, options.media_tokens + more, options.vision.width), jnp.float32)
     ids, mask = _rows(mesh, (rows, length), jnp.int32), _rows(mesh, (rows, length), jnp.bool_)
     frozen = _placed(shapes, sharding.shardings(shapes, mesh, sharding.rules(config.rules)))
     beams = {"beams": config.eval.beams} if config.eval.decoder == "beam" else {}

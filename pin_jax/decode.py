@@ -40,7 +40,7 @@ def greedy(
     Returns:
       int[R, steps]; pads after the end token.
     """
-    apply = functools.partial(vlm.apply, {"params": params})
+    apply = functools.partial(vlm.apply, inserts.variables(params))
     end, pad = vlm.config.end_token, vlm.config.pad_token
     logits, cache = apply(vision, ids, mask, steps, inserts, method="prefill")
     out = jnp.full((ids.shape[0], steps), pad, ids.dtype)
@@ -80,7 +80,7 @@ def beam(
     Returns:
       int[R, steps], the best text of each row; pads after the end token. Other arguments as in `greedy`.
     """
-    apply = functools.partial(vlm.apply, {"params": params})
+    apply = functools.partial(vlm.apply, inserts.variables(params))
     end, pad = vlm.config.end_token, vlm.config.pad_token
     rows = ids.shape[0]
     logits, cache = apply(vision, ids, mask, steps, inserts, method="prefill")

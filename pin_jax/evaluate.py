@@ -25,6 +25,7 @@ COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries", "asked_io
 TEXT_DECODERS = ("greedy", "beam")
 RANDOM_DRAWS = 200
 IN_MEMORY = 2**30  # bytes of vision tokens
+LONGEST_ANSWER = 12  # tokens of a box
 
 
 @dataclasses.dataclass
@@ -113,6 +114,7 @@ def _batched(
     before = context.text if context else lambda question: ""
     ids, mask = vlm.tokenize([before(i) + vlm.frame.prompt(prompt) for i, (_, prompt) in enumerate(asked)])
     ids, mask = _bucket(ids, mask, vlm.tokenizer.pad_token_id)
+    _check_length(vlm, ids.shape[1], inserts)
     inserts = inserts if vlm.mesh is None else sharding.replicate(inserts, vlm.mesh)
     out = []
     with reporting.progress(title, len(asked), "question") as advance:
@@ -125,6 +127,18 @@ def _batched(
             out.append(jax.tree.map(sharding.fetch, found))
             advance(min(start + size, len(asked)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(asked)], *out)
+
+
+class TooLong(UserError):
+    """A text for which the language model has no positions."""
+
+
+def _check_length(vlm: VLM, length: int, inserts: Inserts) -> None:
+    """Refuses what a table of positions does not reach: a lookup beyond it would quietly give the last one."""
+    positions = getattr(vlm.model.config.lm, "positions", None)
+    length += LONGEST_ANSWER + (0 if inserts.text is None else inserts.text.shape[-2])  # and the answer
+    if positions is not None and length > positions:
+        raise TooLong(f"texts of {length} tokens: this language model has {positions} positions; give fewer examples")
 
 
 def _bucket(ids: np.ndarray, mask: np.ndarray, pad: int, multiple: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -178,13 +192,16 @@ def pool(config: ConfigDict, vlm: VLM) -> tuple[np.ndarray, list[Example]]:
     return encode(vlm, [record["image"] for record in records]), box_examples(records, vlm.codec)
 
 
-def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32) -> np.ndarray:
-    """Vision tokens float[images, N, D] of pictures uint8[H, W, 3]; over a gigabyte they stand in a temporary file."""
+def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32, inserts: Inserts = Inserts()) -> np.ndarray:
+    """Vision tokens float[images, N, D] of pictures uint8[H, W, 3], with what a method puts into the encoder.
+
+    Over a gigabyte they stand in a temporary file.
+    """
     out = None
     for start in range(0, len(images), batch_size):
         chunk = np.stack(images[start : start + batch_size])
         short = batch_size - len(chunk)
-        found = vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)]))[: len(chunk)]
+        found = vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)]), inserts)[: len(chunk)]
         if out is None:
             shape = (len(images), *found.shape[1:])
             large = np.prod(shape) * found.itemsize > IN_MEMORY
@@ -198,19 +215,21 @@ def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32) -> np.ndarr
 
 
 def evaluate(
-    config: ConfigDict, vlm: VLM, inserts: Inserts
+    config: ConfigDict, vlm: VLM, inserts: Inserts | None, row: str = ""
 ) -> tuple[dict[str, Any], list[dict], list[Query], list[Answer]]:
     """The rows of the table.
 
     raw: the frozen VLM as it is. N_context: the same after N worked examples, for each N in config.eval.context.
-    random: on-grid boxes, the mean of many draws. constant: the best single box for these very queries. pin: the VLM
-    with the insert.
+    random: on-grid boxes, the mean of many draws. constant: the best single box for these very queries. `row`
+    (config.method by default): the VLM with what the method puts in; without inserts there is none.
 
     Returns:
-      {"raw": scores, ...}, the scenes, the queries, and the answers with the insert.
+      {"raw": scores, ...}, the scenes, the queries, and the answers with the inserts, else those of the raw VLM.
     """
     records = scenes(config, vlm)
-    vision = encode(vlm, [record["image"] for record in records])
+    images = [record["image"] for record in records]
+    vision = encode(vlm, images)
+    seen = encode(vlm, images, inserts=inserts) if inserts and inserts.in_vision else vision
     asked = queries(records)
     true, others = np.stack([q.box for q in asked]), [q.others for q in asked]
     size = vlm.codec.image_size
@@ -224,24 +243,30 @@ def evaluate(
 
     where = [(q.image, q.name) for q in asked]
     asking = vlm, vision, where, Inserts(), config.eval
+
+    def in_context(context: Context) -> dict[str, Any]:
+        try:
+            return answered(locate(*asking, f"asking after {context.k} examples", context))
+        except TooLong as error:
+            reporting.say(f"no row {context.k}_context: {error}")
+            return dict.fromkeys(draws[0])
+
     raw = locate(*asking, "asking the raw VLM")
-    found = locate(vlm, vision, where, inserts, config.eval, "asking with the insert")
+    row = row or config.method
+    found = locate(vlm, seen, where, inserts, config.eval, f"asking with {row}") if inserts else raw
     shown = pool(config, vlm) if config.eval.context else None
-    contexts = [Context(*shown, k, config.eval.seed, vlm.frame) for k in config.eval.context]
+    contexts = [Context(*shown, k, config.eval.context_seed, vlm.frame) for k in config.eval.context]
     rng = np.random.default_rng(config.eval.seed)
     draws = [score(metrics.random_boxes(rng, len(asked), vlm.codec)) for _ in range(RANDOM_DRAWS)]
     constant = metrics.constant_box(true, vlm.codec)
     rows = {
         "raw": answered(raw),
-        **{
-            f"{context.k}_context": answered(locate(*asking, f"asking after {context.k} examples", context))
-            for context in contexts
-        },
+        **{f"{context.k}_context": in_context(context) for context in contexts},
         "random": {
             k: None if draws[0][k] is None else type(draws[0][k])(np.mean([d[k] for d in draws])) for k in draws[0]
         },
         "constant": score(np.tile(constant, (len(asked), 1))) | {"box": constant.tolist()},
-        config.method: answered(found),
+        **({row: answered(found)} if inserts else {}),
     }
     rows["raw"]["distinct_boxes"] = len({tuple(a.box.tolist()) for a in raw})
     return rows, records, asked, found

@@ -1,4 +1,7 @@
-"""Vision features computed once: the insert sits behind the frozen encoder, so cached features are exact."""
+"""What of an image is computed once: its vision features where the method acts behind the encoder, else the picture.
+
+Behind a frozen encoder cached features are exact.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ class OnlyImage(grain.transforms.Map):
 
 
 class FeatureBank:
-    """Random-access source of scene records with `vision` float32[N, D] in place of the picture.
+    """Random-access source of scene records with `vision` float32[N, D] in place of the picture, or with the `image`.
 
-    Features stand in one memory-mapped file below `folder`, named after what they were computed from; a file that is
+    They stand in one memory-mapped file below `folder`, named after what they were computed from; a file that is
     complete is used again.
     """
 
-    def __init__(self, scenes: Scenes, path: pathlib.Path):
-        self.scenes, self.path = scenes, path
+    def __init__(self, scenes: Scenes, path: pathlib.Path, key: str = "vision"):
+        self.scenes, self.path, self.key = scenes, path, key
         self._features: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -46,22 +49,22 @@ class FeatureBank:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self._features is None:
             self._features = np.load(self.path, mmap_mode="r")
-        return self.scenes.describe(index) | {"vision": np.array(self._features[index])}
+        return self.scenes.describe(index) | {self.key: np.array(self._features[index])}
 
 
 def build(
     scenes: Scenes,
-    encode: Callable[[np.ndarray], Any],
+    encode: Callable[[np.ndarray], Any] | None,
     folder: pathlib.Path,
     identity: str,
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda done: None,
 ) -> FeatureBank:
-    """Computes the features of all scenes, or finds them computed.
+    """Computes the features of all scenes, or composes their pictures; or finds it done.
 
     Args:
       scenes: where pictures come from.
-      encode: images uint8[B, H, W, 3] -> float32[B, N, D].
+      encode: images uint8[B, H, W, 3] -> float32[B, N, D]; None keeps the pictures.
       folder: where the file goes.
       identity: of the frozen weights (a hash), part of the file's name.
       progress: called with the number of scenes done.
@@ -71,22 +74,27 @@ def build(
     """
     from pin_jax.sharding import everywhere  # not above: workers that prepare data import this module, not JAX
 
-    key = hashlib.sha256(f"{identity} {scenes!r}".encode()).hexdigest()[:16]
-    path = folder / f"features-{key}.npy"
+    kind, key = ("images", "image") if encode is None else ("features", "vision")
+    made_of = f"{scenes!r}" if encode is None else f"{identity} {scenes!r}"  # any VLM has the same pictures
+    path = folder / f"{kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.npy"
     if everywhere(path.exists()):
-        return FeatureBank(scenes, path)
+        return FeatureBank(scenes, path, key)
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.npy")  # processes may share the folder
     out = None
     try:
         start = 0
         for images in batches(scenes, [OnlyImage()], batch_size, shuffle=False, epochs=1):
-            short = batch_size - len(images)  # one batch shape, one compilation
-            vision = np.asarray(encode(np.pad(images, [(0, short), (0, 0), (0, 0), (0, 0)])))[: len(images)]
+            rows = images
+            if encode is not None:
+                short = batch_size - len(images)  # one batch shape, one compilation
+                rows = np.asarray(encode(np.pad(images, [(0, short), (0, 0), (0, 0), (0, 0)])), np.float32)[
+                    : len(images)
+                ]
             if out is None:
-                out = np.lib.format.open_memmap(partial, "w+", np.float32, (len(scenes), *vision.shape[1:]))
-            out[start : start + len(vision)] = vision
-            start += len(vision)
+                out = np.lib.format.open_memmap(partial, "w+", rows.dtype, (len(scenes), *rows.shape[1:]))
+            out[start : start + len(rows)] = rows
+            start += len(rows)
             progress(start)
         out.flush()
     except OSError as error:
@@ -95,4 +103,4 @@ def build(
             f"feature cache {path}: {error.strerror}; free disk space or set config.cache_images=0"
         ) from error
     partial.rename(path)
-    return FeatureBank(scenes, path)
+    return FeatureBank(scenes, path, key)

@@ -90,7 +90,7 @@ def search(
       int[R, kept], boxes as indices into `automaton.boxes`, the likeliest first, and their log probabilities
       float32[R, kept]; below `IMPOSSIBLE` where fewer were found. As many beams as there are prefixes find every box.
     """
-    apply = functools.partial(vlm.apply, {"params": params})
+    apply = functools.partial(vlm.apply, inserts.variables(params))
     rows, width = ids.shape[0], automaton.chain.shape[1]
 
     def take(array, index):

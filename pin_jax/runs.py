@@ -1,4 +1,4 @@
-"""The runs of a PIN config: train, evaluate, predict, compile. Each leaves its files in the workdir."""
+"""The runs of a PIN config: train, evaluate, predict, inspect, compile. Each leaves its files in the workdir."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
-from pin_jax import adapters, evaluate, figures, photographs, reporting, sharding, train
+from pin_jax import adapters, evaluate, figures, inspection, methods, photographs, reporting, sharding, train
 from pin_jax import compile as compiling
-from pin_jax.vlm import VLM, load_vlm
+from pin_jax.vlm import VLM, load_vlm, on_grid
 
-RUNS = ("train", "evaluate", "predict", "compile")
+RUNS = ("train", "evaluate", "predict", "inspect", "compile")
 # What a workdir is bound to; the other entries may change between runs.
 TRAINING = (
-    "seed", "vlm", "language_model", "vision", "method", "method_options", "dtype",
-    "scenes", "vary_backgrounds", "curriculum", "questions_per_image", "text_length", "cache_images",
+    "seed", "vlm", "language_model", "vision", "grid", "method", "method_options", "dtype",
+    "scenes", "train_scenes", "vary_backgrounds", "curriculum", "questions_per_image", "text_length", "cache_images",
     "batch_size", "steps", "lr", "schedule",
 )  # fmt: skip
 INSERT, RESULTS = "insert.safetensors", "results.json"
@@ -45,12 +45,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     pieces = {"language_model": config.language_model, "vision": config.vision} if config.language_model else {}
     rules = sharding.rules(config.rules)
     vlm, _ = load_vlm(config.vlm, config.dtype, mesh, rules, config.remat, config.attention, **pieces)
+    vlm = on_grid(vlm, config.grid)
     _make(workdir)
     if config.run == "predict":
         predict(config, workdir, vlm)
         return
+    if config.run == "inspect":
+        inspection.run(config, workdir, vlm, find_insert(config, workdir))
+        return
     _claim(config, workdir, vlm)
-    reporting.plan(f"{config.run}: PIN, in {workdir}", train.describe(config, vlm))
+    reporting.plan(f"{config.run}: {config.method}, in {workdir}", train.describe(config, vlm))
     if config.run == "train":
         params = train.train(config, workdir, vlm)
         if jax.process_index() == 0:
@@ -97,8 +101,8 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
     path = find_insert(config, workdir)
     reporting.say(f"insert: {path}")
     method, params = adapters.load(path, vlm)
-    begin = time.monotonic()
-    rows, records, asked, answers = evaluate.evaluate(config, vlm, method.inserts(params))
+    begin, name = time.monotonic(), methods.describe(method)[0]
+    rows, records, asked, answers = evaluate.evaluate(config, vlm, method.inserts(params), name)
     if jax.process_index() > 0:
         return
     title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
@@ -127,6 +131,8 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
         "seconds": {"training": seconds, "evaluation": time.monotonic() - begin},
     }
     reporting.write_json(workdir / RESULTS, rows | extra | (records.about() if real else {}))
+    if path == workdir / INSERT:
+        adapters.note(path, rows[name])
     reporting.say(f"wrote {workdir / RESULTS}, {workdir / 'predictions.png'}")
 
 
@@ -157,9 +163,10 @@ def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> dict[str, An
     photo = open_image(config.image)
     size = vlm.codec.image_size
     square = np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC))  # squashed, as in training and evaluation
-    vision = evaluate.encode(vlm, [square], 1)
+    inserts = method.inserts(params)
+    vision = evaluate.encode(vlm, [square], 1, inserts)
     where = [(0, name) for name in wanted]
-    answers = evaluate.locate(vlm, vision, where, method.inserts(params), config.eval, "asking")
+    answers = evaluate.locate(vlm, vision, where, inserts, config.eval, "asking")
     scale = np.array([photo.width, photo.height] * 2) / size
     found = [
         {"name": name, "box": [round(float(v), 1) for v in a.box * scale], "text": a.text, "parsed": bool(a.parsed)}

@@ -1,7 +1,8 @@
 """Trains a method on a frozen VLM by next-token prediction on pasted scenes (PIN, section 3).
 
-Two trees: `frozen` (the VLM) and `trainable` (the insert). Only `trainable` is differentiated, has optimiser state and
-is checkpointed; no gradient enters the vision encoder, which runs once per image for all questions asked of it.
+Two trees: `frozen` (the VLM) and `trainable` (the method's). Only `trainable` is differentiated, has optimiser state
+and is checkpointed. The vision encoder runs once per image for all questions asked of it, and no gradient enters it
+unless the method acts inside it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
 from input_pipeline.questions import BoxQuestions, Curriculum
 from input_pipeline.scenes import Scenes, scene_config
-from pin_jax import features, reporting, sharding
+from pin_jax import features, methods, reporting, sharding
 from pin_jax.checkpoints import Checkpoints
-from pin_jax.methods import METHODS
 from pin_jax.vlm import VLM, count
 
 
@@ -41,24 +41,31 @@ class State:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path) -> Curriculum:
-    """Training samples in order; with config.cache_images > 0 from that many scenes, whose features are cached."""
+def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_vision: bool = False) -> Curriculum:
+    """Training samples in order; with config.cache_images > 0 from that many scenes, which are cached.
+
+    Args:
+      in_vision: the method acts inside the vision encoder: pictures are cached instead of features.
+    """
     total = config.steps * config.batch_size
-    most = config.scenes.objects[1]
+    options = dict(config.scenes) | dict(config.train_scenes)
+    most = options["objects"][1]
+    folder = pathlib.Path(config.cache_folder) if config.cache_folder else workdir / "cache"
+    encode, what = (None, "pictures") if in_vision else (vlm.encode, "vision features")
     cached = min(config.cache_images, total) if config.cache_images else 0
     parts = []
     for phase, share in enumerate((config.curriculum, 1 - config.curriculum)):
-        objects = (most, most) if phase == 0 else tuple(config.scenes.objects)
+        objects = (most, most) if phase == 0 else tuple(options["objects"])
         length = max(1, round((cached or total) * share))
         scenes = Scenes(
-            scene_config(config.scenes, vlm.codec, split="train", objects=objects, vary=config.vary_backgrounds),
+            scene_config(options, vlm.codec, split="train", objects=objects, vary=config.vary_backgrounds),
             2 * config.seed + phase,  # another seed, other scenes
             length,
             config.on_bad_record,
         )
         if cached and share > 0:
-            with reporting.progress(f"vision features of {length:,} scenes", length, "image") as advance:
-                scenes = features.build(scenes, vlm.encode, workdir / "cache", vlm.identity, progress=advance)
+            with reporting.progress(f"{what} of {length:,} scenes", length, "image") as advance:
+                scenes = features.build(scenes, encode, folder, vlm.identity, progress=advance)
         parts.append(scenes)
     return Curriculum(*parts, total, config.curriculum, config.seed)
 
@@ -108,7 +115,7 @@ def box_loss(model: Any, frozen: Any, inserts: Any, batch: dict[str, jax.Array])
     """
     texts = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k in ("ids", "target", "labels")}
     logits, labels, weights = model.apply(
-        {"params": frozen}, batch["vision"][:, None], texts, inserts, method="predict"
+        inserts.variables(frozen), batch["vision"][:, None], texts, inserts, method="predict"
     )
     cost = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return (cost * weights).sum() / jnp.maximum(weights.sum(), 1)
@@ -122,22 +129,33 @@ def optimiser(config: ConfigDict) -> optax.GradientTransformation:
     return optax.adam(config.lr if config.schedule == "constant" else cosine)
 
 
-def initial(method: Any, tx: optax.GradientTransformation, seed: int) -> State:
-    """The state before the first step."""
-    trainable = method.init(jax.random.key(seed))
+def initial(method: Any, tx: optax.GradientTransformation, seed: int, frozen: Any = None) -> State:
+    """The state before the first step; some methods ask for the shapes of the frozen parameters."""
+    trainable = method.init(jax.random.key(seed), frozen)
     return State(jnp.zeros((), jnp.int32), trainable, tx.init(trainable))
 
 
-def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation):
-    """The jitted train step: (state, frozen, batch) -> state, loss. The state is donated."""
+def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation, seed: int = 0):
+    """The jitted train step: (state, frozen, batch) -> state, loss. The state is donated.
+
+    Args:
+      seed: of what a method draws (dropout), anew in every step.
+    """
+
+    def encoded(frozen: Any, inserts: Any, images: jax.Array) -> jax.Array:
+        pixels = vlm.pixels(images)[:, None]
+        return vlm.model.apply(inserts.variables(frozen), pixels, inserts, method="encode")[:, 0]
 
     def step(state: State, frozen: Any, batch: dict[str, jax.Array]) -> tuple[State, jax.Array]:
-        if "vision" not in batch:  # no cache: the frozen encoder runs here, once per image, outside the gradient
-            vision = vlm.model.apply({"params": frozen}, vlm.pixels(batch["image"])[:, None], method="encode")[:, 0]
-            batch = {**batch, "vision": jax.lax.stop_gradient(vision)}
+        rng, images = jax.random.fold_in(jax.random.key(seed), state.step), batch["ids"].shape[0]
 
         def loss_fn(trainable):
-            return box_loss(vlm.model, frozen, method.inserts(trainable), batch)
+            inserts = method.inserts(trainable, rng, images)
+            vision = batch.get("vision")
+            if vision is None:  # nothing cached: the encoder runs here, once per image
+                vision = encoded(frozen, inserts, batch["image"])
+                vision = vision if inserts.in_vision else jax.lax.stop_gradient(vision)
+            return box_loss(vlm.model, frozen, inserts, {**batch, "vision": vision})
 
         loss, grads = jax.value_and_grad(loss_fn)(state.trainable)
         updates, opt = tx.update(grads, state.opt, state.trainable)
@@ -168,22 +186,22 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
       UserError: NaN loss (the last good state stays), a full disk, a workdir of other frozen weights.
       SystemExit: after SIGTERM, once the state is saved.
     """
-    method = METHODS[config.method](vlm.model.config, **config.method_options)
+    method = methods.build(config.method, vlm.model.config, config.method_options)
     tx = optimiser(config)
     mesh, frozen = vlm.mesh, vlm.params
-    state = sharding.replicate(initial(method, tx, config.seed), mesh)
+    state = sharding.replicate(initial(method, tx, config.seed, frozen), mesh)
     checkpoints = Checkpoints(workdir, vlm.identity)
     restored = checkpoints.restore(state)
     if restored and restored[0] >= config.steps:
         reporting.say(f"training is done: {restored[0]} steps in {workdir}")
         return restored[1].trainable
-    source = training_source(config, vlm, workdir)
+    source = training_source(config, vlm, workdir, in_vision(method, frozen))
     iterator = training_batches(config, vlm, source)
     if restored:
         _, state, data_state = restored
         iterator.set_state(data_state)
         reporting.say(f"going on from step {int(state.step)} of {config.steps}")
-    step_fn = make_step(vlm, method, tx)
+    step_fn = make_step(vlm, method, tx, config.seed)
     stop, log = Stop(), reporting.Log(workdir)
     begin, first = time.monotonic(), int(state.step)
 
@@ -197,7 +215,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
             )
         checkpoints.save(step, state, iterator.get_state())
 
-    with reporting.progress("training the insert", config.steps * config.batch_size, "image") as advance:
+    with reporting.progress(f"training {config.method}", config.steps * config.batch_size, "image") as advance:
         for i in range(first + 1, config.steps + 1):
             with sharding.on(mesh):
                 state, loss = step_fn(state, frozen, sharding.split(next(iterator), mesh))
@@ -218,13 +236,24 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     return state.trainable
 
 
+def shapes(method: Any, frozen: Any) -> Any:
+    """Shapes of a method's parameters."""
+    return jax.eval_shape(lambda rng: method.init(rng, frozen), jax.random.key(0))
+
+
+def in_vision(method: Any, frozen: Any) -> bool:
+    """Whether a method acts inside the vision encoder; see `Inserts.in_vision`."""
+    return jax.eval_shape(method.inserts, shapes(method, frozen)).in_vision
+
+
 def describe(config: ConfigDict, vlm: VLM) -> dict[str, str]:
     """What a run will do, for the table printed before it works."""
-    method = METHODS[config.method](vlm.model.config, **config.method_options)
-    trainable = jax.eval_shape(method.init, jax.random.key(0))
+    method = methods.build(config.method, vlm.model.config, config.method_options)
+    trainable = shapes(method, vlm.params)
     devices, samples = jax.devices(), config.steps * config.batch_size
     mesh = " x ".join(f"{axis} {size}" for axis, size in vlm.mesh.shape.items())
-    cached = f"{config.cache_images:,} scenes, features cached" if config.cache_images else "scenes drawn anew"
+    kept = "pictures" if in_vision(method, vlm.params) else "features"
+    cached = f"{config.cache_images:,} scenes, {kept} cached" if config.cache_images else "scenes drawn anew"
     return {
         "frozen": f"{count(vlm.params):,} parameters ({config.vlm}, {vlm.identity})",
         "trainable": f"{count(trainable):,} parameters ({config.method})",

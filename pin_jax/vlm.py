@@ -68,9 +68,9 @@ class VLM:
 
     def __post_init__(self):
         self._encode = jax.jit(
-            lambda params, images: self.model.apply({"params": params}, self.pixels(images)[:, None], method="encode")[
-                :, 0
-            ]
+            lambda params, images, inserts: self.model.apply(
+                inserts.variables(params), self.pixels(images)[:, None], inserts, method="encode"
+            )[:, 0]
         )
 
     def pixels(self, images: jax.Array) -> jax.Array:
@@ -98,12 +98,15 @@ class VLM:
           float32[B, T, V]; with labels float32[B, L, V].
         """
         inputs = pixels if pixels.ndim == 5 else pixels[:, None], input_ids, attention_mask, inserts
-        return self.model.apply({"params": params}, *inputs, labels=labels)
+        return self.model.apply(inserts.variables(params), *inputs, labels=labels)
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Images uint8[B, H, W, 3] -> vision tokens float32[B, N, D] of the frozen encoder, on every process."""
+    def encode(self, images: np.ndarray, inserts: Inserts = Inserts()) -> np.ndarray:
+        """Images uint8[B, H, W, 3] -> vision tokens float32[B, N, D], on every process; of the frozen encoder, but for
+        what a method puts into it."""
+        inserts = inserts if self.mesh is None else sharding.replicate(inserts, self.mesh)
         with sharding.on(self.mesh):
-            return sharding.fetch(self._encode(self.params, sharding.spread(images, self.mesh))).astype(np.float32)
+            found = self._encode(self.params, sharding.spread(images, self.mesh), inserts)
+            return sharding.fetch(found).astype(np.float32)
 
     def tokenize(self, texts: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Texts -> left-padded ids int32[R, T] and mask bool[R, T].
@@ -130,6 +133,22 @@ class VLM:
     def suppressed(self) -> tuple[int, ...]:
         """Tokens that are never written: `<image>` and padding."""
         return (self.model.config.image_token, self.model.config.pad_token)
+
+
+def on_grid(vlm: VLM, grid: int) -> VLM:
+    """The VLM with its boxes on another grid; 0 keeps its own.
+
+    Raises:
+      UserError: the grid does not divide the image, or a small VLM does not know its numbers.
+    """
+    if grid in (0, vlm.codec.grid):
+        return vlm
+    try:
+        codec = BoxCodec(vlm.codec.image_size, grid)
+    except ValueError as error:
+        raise UserError(f"config.grid: {error}") from error
+    vlm.tokenize([codec.encode(np.array([0, 0, i, i])) for i in range(grid)])
+    return dataclasses.replace(vlm, codec=codec)
 
 
 def count(params: Any) -> int:

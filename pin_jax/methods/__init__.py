@@ -1,5 +1,107 @@
-"""What is trained: a method is parameters plus a pure function from them to `Inserts`; nothing else knows which."""
+"""What is trained: a method is parameters plus a pure function from them to `Inserts`; nothing else knows which.
 
+A method is a frozen dataclass. Its first field, `config`, is the config of the VLM that it goes into; the others are
+its options, numbers, booleans, strings or tuples with defaults. It has
+
+  init(rng, frozen) -> parameters, a nested dict of float32 arrays. `frozen`: the VLM's own, or only their shapes.
+  inserts(params, rng=None, images=1) -> Inserts. With an rng as in training (dropout), for a batch of that many images;
+    without one as in use.
+
+Where it acts need not be said: `Inserts.in_vision` follows from what it puts in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from input_pipeline.errors import UserError
+from pin_jax.methods.combined import Combined
+from pin_jax.methods.lora import LoraVision
 from pin_jax.methods.pin import Pin
+from pin_jax.methods.tokens import CoOp, VptFusion, VptVision
 
-METHODS = {"pin": Pin}
+METHODS = {"pin": Pin, "vpt_f": VptFusion, "vpt_v": VptVision, "coop": CoOp, "lora_v": LoraVision}
+
+
+def _find(name: str) -> type:
+    """The class of one method: a name of `METHODS`, or `module:Class` for one that is written elsewhere."""
+    if name in METHODS:
+        return METHODS[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        near = difflib.get_close_matches(name, METHODS, 1, 0.0)
+        raise UserError(
+            f"config.method {name!r}: expected {', '.join(METHODS)}, some of them joined by +, or module:Class;"
+            f" did you mean {near[0]}?"
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"config.method {name!r}: cannot be imported ({error}); expected module:Class") from error
+
+
+def _options(kind: type) -> dict[str, Any]:
+    """A method's options with their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(kind) if field.name != "config"}
+
+
+def _key(name: str) -> str:
+    """What a method is called among several."""
+    return name.rpartition(":")[2]
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The options of a method; of several, joined by +, those of each under its name.
+
+    Raises:
+      UserError: an unknown method.
+    """
+    parts = name.split("+")
+    if len(parts) == 1:
+        return _options(_find(name))
+    return {_key(part): _options(_find(part)) for part in parts}
+
+
+def build(name: str, config: Any, options: Mapping[str, Any] | None = None) -> Any:
+    """A method.
+
+    Args:
+      name: of `METHODS`, `module:Class`, or several of them joined by +.
+      config: of the VLM that it goes into.
+      options: as in `defaults`; those not given have their defaults.
+
+    Raises:
+      UserError: an unknown method or option, or one method twice.
+    """
+    parts, options = name.split("+"), dict(options or {})
+    if len(parts) > 1:
+        keys = [_key(part) for part in parts]
+        if len(set(keys)) < len(keys):
+            raise UserError(f"config.method {name!r}: the same method twice")
+        _check(name, options, keys)
+        return Combined({_key(part): build(part, config, options.get(_key(part))) for part in parts})
+    kind = _find(name)
+    _check(name, options, _options(kind))
+    return kind(config, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def _check(name: str, options: Mapping[str, Any], known: Any) -> None:
+    for option in options.keys() - set(known):
+        raise UserError(
+            f"method {name} has no option {option!r}; expected {', '.join(known) or 'none'}; the variant"
+            f" --config=FILE:method={name} chooses a method together with its options"
+        )
+
+
+def describe(method: Any) -> tuple[str, dict[str, Any]]:
+    """Name and options of a method: what `build` makes it from."""
+    if isinstance(method, Combined):
+        parts = {key: describe(part) for key, part in method.parts.items()}
+        return "+".join(name for name, _ in parts.values()), {key: options for key, (_, options) in parts.items()}
+    kind = type(method)
+    name = next((name for name, known in METHODS.items() if known is kind), f"{kind.__module__}:{kind.__qualname__}")
+    return name, {option: getattr(method, option) for option in _options(kind)}

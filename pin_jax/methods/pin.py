@@ -13,7 +13,7 @@ from pin_jax.models.interface import Inserts
 
 @dataclasses.dataclass(frozen=True)
 class Pin:
-    """The positional insert as a method.
+    """The positional insert as a method; see `pin_jax.methods`.
 
     Attributes:
       config: of the VLM it goes into.
@@ -31,10 +31,10 @@ class Pin:
             self.config.media_tokens, self.config.vision.width, tuple(self.hidden), learned=self.learned
         )
 
-    def init(self, rng: jax.Array) -> Any:
+    def init(self, rng: jax.Array, frozen: Any = None) -> Any:
         """Parameters, float32."""
         return self.module.init(rng)["params"]
 
-    def inserts(self, params: Any) -> Inserts:
+    def inserts(self, params: Any, rng: jax.Array | None = None, images: int = 1) -> Inserts:
         """Parameters -> what goes into the VLM: psi(S) float[N, D] on the vision encoder's output."""
         return Inserts(vision_output=self.module.apply({"params": params}))

@@ -70,7 +70,7 @@ class Blip2(nn.Module):
 
     def fuse(self, vision: jax.Array, inserts: Inserts = Inserts()) -> jax.Array:
         """Vision tokens float[B, I, N, D] -> projected queries float[B, I, Q, D_lm]."""
-        vision = inserts.after_vision(vision)
+        vision = inserts.after_vision(vision, first=int(self.config.vision.class_token))
         media = self.projection(self.qformer(rearrange(vision, "b i n d -> (b i) n d")))
         return rearrange(media, "(b i) q d -> b i q d", i=vision.shape[1])
 

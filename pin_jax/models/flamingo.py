@@ -108,8 +108,8 @@ class GatedDecoder(nn.Module):
         _, init_gates = self._gate()
         x, context = jnp.zeros((1, 1, lm.width)), lm.context(jnp.arange(1), jnp.ones((1, 1), bool))
         media = jnp.zeros((1, 1, config.vision.width))
-        self.blocks = self.param("blocks", lambda rng: init_blocks(rng, x, context))
-        self.gates = self.param("gates", lambda rng: init_gates(rng, x, media, jnp.ones((1, 1, 1), bool)))
+        self.blocks = layers.stack(self, "blocks", lambda rng: init_blocks(rng, x, context))
+        self.gates = layers.stack(self, "gates", lambda rng: init_gates(rng, x, media, jnp.ones((1, 1, 1), bool)))
 
     def _block(self):
         return layers.stacked(self.config.lm.block, self.config.lm.depth)

@@ -20,6 +20,8 @@ share what is computed of it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -30,24 +32,47 @@ class Inserts:
     """What a method puts into a frozen VLM; every field is optional.
 
     Attributes:
-      vision_input: float[P, D], tokens after the class token at the vision encoder's input (VPT on phi_V).
+      vision_input: float[P, D], tokens after the class token at the vision encoder's input (VPT on phi_V); or
+        float[images, P, D], where each image has its own (dropout).
       vision_output: float[N, D], added to the vision encoder's output (PIN).
-      fusion_input: float[P, D], tokens among those handed to the fusion module (VPT on F).
+      fusion_input: float[P, D], tokens among those handed to the fusion module (VPT on F); or float[B, P, D].
       text: float[P, D_text], embeddings in front of the text (CoOp).
+      low_rank: branches beside dense layers (LoRA), nested as the VLM's parameters are: at the place of a kernel
+        float[..., in, out] stands {"low_rank": {"a": float[..., in, r], "b": float[..., r, out]}}; see `layers.Dense`.
     """
 
     vision_input: jax.Array | None = None
     vision_output: jax.Array | None = None
     fusion_input: jax.Array | None = None
     text: jax.Array | None = None
+    low_rank: Any = None
 
-    def after_vision(self, vision: jax.Array) -> jax.Array:
-        """Vision tokens float[B, I, N, D] -> float[B, I, N (+ P), D]: x* = x + psi(S), then the fusion tokens."""
+    @property
+    def in_vision(self) -> bool:
+        """Whether the vision encoder computes something else with them: its output then cannot be computed before."""
+        return self.vision_input is not None or "vision" in (self.low_rank or {})
+
+    def variables(self, frozen: Any) -> dict[str, Any]:
+        """A VLM's parameters, with the low-rank branches in their places: what its `apply` takes."""
+        return {"params": _beside(frozen, self.low_rank or {})}
+
+    def after_vision(self, vision: jax.Array, first: int = 0) -> jax.Array:
+        """Vision tokens float[B, I, N, D] -> float[B, I, N (+ P), D]: x* = x + psi(S), then the fusion tokens.
+
+        Args:
+          first: how many of them stand before those that came out of `vision_input`, to which nothing is added.
+        """
         if self.vision_output is not None:
-            vision = (vision + self.vision_output).astype(vision.dtype)  # the sum in the insert's float32
+            added = self.vision_output
+            if self.vision_input is not None:
+                none = jnp.zeros(self.vision_input.shape[-2:], added.dtype)
+                added = jnp.concatenate([added[:first], none, added[first:]])
+            vision = (vision + added).astype(vision.dtype)  # the sum in the insert's float32
         if self.fusion_input is not None:
             extra = self.fusion_input.astype(vision.dtype)
-            vision = jnp.concatenate([vision, jnp.broadcast_to(extra, (*vision.shape[:2], *extra.shape))], 2)
+            extra = extra[:, None] if extra.ndim == 3 else extra
+            extra = jnp.broadcast_to(extra, (*vision.shape[:2], *extra.shape[-2:]))
+            vision = jnp.concatenate([vision, extra], 2)
         return vision
 
     def before_text(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, int]:
@@ -57,6 +82,11 @@ class Inserts:
         prefix = self.text.shape[0]
         front = jnp.broadcast_to(self.text.astype(x.dtype), (x.shape[0], *self.text.shape))
         return jnp.concatenate([front, x], 1), jnp.pad(mask, [(0, 0), (prefix, 0)], constant_values=True), prefix
+
+
+def _beside(tree: Any, extra: dict[str, Any]) -> Any:
+    """A nested dict with more entries; what is there stays, and is not copied."""
+    return {**tree, **{k: _beside(tree[k], v) if k in tree else v for k, v in extra.items()}}
 
 
 def next_tokens(texts: dict[str, jax.Array], start: int = 1) -> tuple[jax.Array, jax.Array]:

@@ -139,9 +139,38 @@ def pick(index: jax.Array, rows: jax.Array) -> jax.Array:
     return index[rows] if index.ndim else index
 
 
-def dense(features: int, use_bias: bool = True, name: str | None = None, dtype: Any = None) -> nn.Dense:
+class Dense(nn.Dense):
+    """A linear layer that may carry a low-rank branch beside its kernel: y = x W + bias + drop(x) a b.
+
+    The branch is what `Inserts.low_rank` put there: a float[in, r], b float[r, out] and, while training with dropout, a
+    random key and the rate. The product a b is never formed, so neither it nor a gradient of its size takes memory.
+    """
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        y = super().__call__(inputs)
+        if not self.has_variable("params", "low_rank"):
+            return y
+        branch = self.get_variable("params", "low_rank")
+        x, a, b = nn.dtypes.promote_dtype(inputs, branch["a"], branch["b"], dtype=self.dtype or y.dtype)
+        if "key" in branch:
+            keep = 1 - branch["rate"].astype(x.dtype)
+            x = jnp.where(jax.random.bernoulli(branch["key"], keep, x.shape), x / keep, 0)
+        return y + x @ a @ b
+
+
+def dense(features: int, use_bias: bool = True, name: str | None = None, dtype: Any = None) -> Dense:
     """A linear layer, initialised with the small normal that these architectures share."""
-    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=nn.initializers.normal(0.02), name=name)
+    return Dense(features, use_bias, dtype=dtype, kernel_init=nn.initializers.normal(0.02), name=name)
+
+
+def stack(module: nn.Module, name: str, init: Callable[[jax.Array], Any]) -> Any:
+    """A module's own parameters of stacked layers: made by `init(rng)`, or whatever stands there.
+
+    Not `module.param`, which refuses what a method put beside the kernels; each layer checks its own shapes.
+    """
+    if module.has_variable("params", name):
+        return module.get_variable("params", name)
+    return module.param(name, init)
 
 
 def stacked(make: Callable[..., nn.Module], length: int) -> tuple[nn.Module, Callable]:

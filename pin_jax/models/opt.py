@@ -99,7 +99,7 @@ class OPT(nn.Module):
         self.positions = self.param("positions", small, (config.positions + OFFSET, config.width))
         self.norm = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype)
         x, bias = jnp.zeros((1, 1, config.width)), jnp.zeros((1, 1, 1, 1))
-        self.blocks = self.param("blocks", lambda rng: self._block()[1](rng, x, bias))
+        self.blocks = layers.stack(self, "blocks", lambda rng: self._block()[1](rng, x, bias))
 
     def _block(self):
         return layers.stacked(functools.partial(OPTBlock, self.config), self.config.depth)

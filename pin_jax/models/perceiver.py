@@ -61,6 +61,6 @@ class Perceiver(nn.Module):
         latents = self.param("latents", nn.initializers.normal(1.0), (config.latents, config.width))
         x = jnp.broadcast_to(latents.astype(media.dtype), (media.shape[0], *latents.shape))
         layer, init = layers.stacked(functools.partial(PerceiverLayer, config), config.depth)
-        params = self.param("layers", lambda rng: init(rng, x, media))
+        params = layers.stack(self, "layers", lambda rng: init(rng, x, media))
         x, _ = layers.scan(lambda x, p: (layer.apply({"params": p}, x, media), None), x, params, unroll=config.unroll)
         return nn.LayerNorm(epsilon=1e-5, dtype=config.dtype, name="norm")(x)

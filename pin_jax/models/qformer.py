@@ -95,8 +95,8 @@ class QFormer(nn.Module):
         groups = config.depth // config.cross_every
         block, init = layers.stacked(functools.partial(QFormerBlock, config), config.depth)
         cross, init_cross = layers.stacked(functools.partial(PostNormAttention, config), groups)
-        params = self.param("blocks", lambda rng: init(rng, x))
-        cross_params = self.param("cross", lambda rng: init_cross(rng, x, media))
+        params = layers.stack(self, "blocks", lambda rng: init(rng, x))
+        cross_params = layers.stack(self, "cross", lambda rng: init_cross(rng, x, media))
         params = jax.tree.map(lambda a: a.reshape(groups, config.cross_every, *a.shape[1:]), params)
 
         def group(x, inputs):

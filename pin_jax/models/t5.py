@@ -147,7 +147,7 @@ class T5Stack(nn.Module):
         self.bias = self.param("bias", nn.initializers.normal(0.02), (config.buckets, config.heads))
         self.norm = nn.RMSNorm(epsilon=config.eps, dtype=config.dtype)
         x, bias = jnp.zeros((1, 1, config.width)), jnp.zeros((1, config.heads, 1, 1))
-        self.blocks = self.param("blocks", lambda rng: self._block()[1](rng, x, bias, method="everything"))
+        self.blocks = layers.stack(self, "blocks", lambda rng: self._block()[1](rng, x, bias, method="everything"))
 
     def _block(self):
         depth = self.config.decoder_depth if self.decoder else self.config.depth

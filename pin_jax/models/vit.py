@@ -212,7 +212,7 @@ class ViT(nn.Module):
           attention_fn: called as attention_fn(q, k, v, context=Context), float[B, N, H, d] each; or a
             `SecondStream`; the config's by default.
           keep: int[K], the patches (row by row) that are processed at all, for cheaper training; all by default.
-          extra_tokens: float[P, D], put after the class token and the first norm (VPT on phi_V).
+          extra_tokens: float[P, D] or float[B, P, D], put after the class token and the first norm (VPT on phi_V).
         """
         config = self.config
         attention_fn = attention_fn or layers.ATTENTION[config.attention]
@@ -240,11 +240,11 @@ class ViT(nn.Module):
         if config.pre_norm:
             x = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype, name="pre_norm")(x)
         if extra_tokens is not None:
-            extra = jnp.broadcast_to(extra_tokens.astype(x.dtype), (x.shape[0], *extra_tokens.shape))
+            extra = jnp.broadcast_to(extra_tokens.astype(x.dtype), (x.shape[0], *extra_tokens.shape[-2:]))
             first = int(config.class_token)
             x = jnp.concatenate([x[:, :first], extra, x[:, first:]], 1)
         block, init = layers.stacked(functools.partial(ViTBlock, config), config.depth)
-        params = self.param("blocks", lambda rng: init(rng, x, layers.attention))
+        params = layers.stack(self, "blocks", lambda rng: init(rng, x, layers.attention))
 
         first = x.shape[1] - (grid[0] * grid[1] if keep is None else len(keep) - int(config.class_token))
         apply = functools.partial(block.apply, attention_fn=attention_fn, grid=grid, first=first)

@@ -1,0 +1,83 @@
+"""Learned tokens at three places of a frozen VLM: VPT on phi_V, VPT on F and CoOp (the baselines of PIN, section 5).
+
+VPT: Jia et al. 2022, the shallow form. CoOp: Zhou et al. 2022, one context for all names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from pin_jax.models.interface import Inserts
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Tokens float32[P, D], the same for every image.
+
+    Attributes:
+      config: of the VLM they go into.
+      tokens: P.
+      dropout: in training, of single values, anew for each image.
+      place: the field of `Inserts`.
+    """
+
+    config: Any
+    tokens: int = 20
+    dropout: float = 0.0
+    place: ClassVar[str] = ""
+
+    def init(self, rng: jax.Array, frozen: Any = None) -> Any:
+        """VPT's start: uniform in +-sqrt(6 / (3 p p + D)), p the patch size."""
+        vision = self.config.vision
+        bound = math.sqrt(6 / (3 * vision.patch**2 + vision.width))
+        return {"tokens": jax.random.uniform(rng, (self.tokens, vision.width), jnp.float32, -bound, bound)}
+
+    def inserts(self, params: Any, rng: jax.Array | None = None, images: int = 1) -> Inserts:
+        """Parameters -> the tokens at their place: float[P, D]; in training with dropout float[images, P, D]."""
+        tokens = params["tokens"]
+        if rng is not None and self.dropout:
+            keep = 1 - self.dropout
+            kept = jax.random.bernoulli(rng, keep, (images, *tokens.shape))
+            tokens = jnp.where(kept, tokens / keep, 0)
+        return Inserts(**{self.place: tokens})
+
+
+@dataclasses.dataclass(frozen=True)
+class VptVision(Tokens):
+    """VPT on phi_V: after the class token at the vision encoder's input; their outputs stay among the visual tokens."""
+
+    dropout: float = 0.1
+    place: ClassVar[str] = "vision_input"
+
+
+@dataclasses.dataclass(frozen=True)
+class VptFusion(Tokens):
+    """VPT on F: among the visual features that the fusion module reads."""
+
+    place: ClassVar[str] = "fusion_input"
+
+
+@dataclasses.dataclass(frozen=True)
+class CoOp:
+    """CoOp: learned embeddings in front of the text, drawn at first from a normal distribution of deviation 0.02.
+
+    Attributes:
+      config: of the VLM they go into.
+      tokens: how many.
+    """
+
+    config: Any
+    tokens: int = 20
+
+    def init(self, rng: jax.Array, frozen: Any = None) -> Any:
+        """Parameters, float32[P, D] of the language model's width."""
+        return {"tokens": 0.02 * jax.random.normal(rng, (self.tokens, self.config.lm.width), jnp.float32)}
+
+    def inserts(self, params: Any, rng: jax.Array | None = None, images: int = 1) -> Inserts:
+        """Parameters -> the text's first embeddings float[P, D]."""
+        return Inserts(text=params["tokens"])
