@@ -30,6 +30,7 @@ PROGRAMS = {
     "tiny_vlm": "pin_jax.pretrain",
     "tiny_clip": "gem_jax.tiny_clip",
     "gem": "gem_jax.runs",
+    "prepare": "pin_jax.prepare",
 }
 
 

@@ -1,18 +1,22 @@
 """GEM on a frozen CLIP. Variants: none, a published CLIP; `tiny`, the small CLIP that ships, all methods evaluated.
+`eval=SET` evaluates on a published set (docs/data.md).
 
 python main.py --config=configs/gem_clip.py --config.image=photo.jpg --config.prompts='cat,remote control' --workdir=out
 python main.py --config=configs/gem_clip.py:tiny --workdir=out
+python main.py --config=configs/gem_clip.py:eval=voc --config.data_dir=VOCdevkit --workdir=out
 """
 
 from ml_collections import ConfigDict
 
+from configs import variants
+
 VARIANTS = ("", "tiny")
+CHOICES = {"eval": variants.evaluate_maps}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The run that `variant` names; every entry can be overridden on the command line."""
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/gem_clip.py has no variant {variant!r}; expected none, or tiny")
+    variant, chosen = variants.parse(variant, "configs/gem_clip.py", VARIANTS, CHOICES)
     tiny = variant == "tiny"
     config = ConfigDict()
     config.program = "gem"
@@ -39,8 +43,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.box_threshold = 0.5  # of a min-max map
     config.background_threshold = 0.0  # probability under which a pixel of segmentation.png is background; 0 is none
 
-    # Evaluation: scenes, labels:DIR (Pascal VOC's form) or points:DIR (OpenImages V7's form); see gem_jax/sources.py.
+    # Evaluation: scenes; voc, context, context60, ade20k, coco_object, coco_stuff, cityscapes, openimages; PIN's sets
+    # of boxes; labels:DIR (Pascal VOC's form) or points:DIR (OpenImages V7's form). See docs/data.md.
     config.source = "scenes"
+    config.images = 0  # of a published set the first so many; 0 is all
+    config.names = "readable"  # what classes are called: published, readable, sclip (input_pipeline/names)
+    variants.data(config)
+    variants.select(config)  # of sets of boxes
     config.background = True  # labels:DIR: 0 is background (VOC); False leaves it out (ADE20K, Context)
     config.point_threshold = 0.5
     config.methods = ("clip", "maskclip", "clip_surgery", "sclip", "clearclip", "naclip", "naclip_log", "gem")
@@ -64,4 +73,4 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     # For each seed so many names are drawn, each in its two tints kept out; all are asked for in every image.
     config.eval = ConfigDict({"seeds": (0, 1, 2), "seed": 3_000_000, "images": 128, "nouns": 10})
-    return config
+    return variants.apply(config, chosen, CHOICES)

@@ -1,19 +1,20 @@
 """PIN on BLIP-2. Variants: `opt-2.7b`, `opt-6.7b` and `flan-t5-xl`, the published models at full size; `tiny`, the
 small one that `configs/tiny_vlm.py:blip2` makes (none ships yet). Behind the model may stand options, as in
-`pin_flamingo.py`.
+`pin_flamingo.py`; `eval=SET` evaluates on a published set (docs/data.md).
 
   python main.py --config=configs/pin_blip2.py:tiny --workdir=runs/tiny_blip2
-  python main.py --config=configs/pin_blip2.py:opt-2.7b --workdir=runs/blip2 --config.scenes.cutouts=folder:xpaste \
-      --config.scenes.backgrounds=folder:bg20k/train
+  python main.py --config=configs/pin_blip2.py:opt-2.7b --workdir=runs/blip2 --config.scenes.cutouts=xpaste:pool.json \
+      --config.scenes.backgrounds=folder:bg20k
+  python main.py --config=configs/pin_blip2.py:eval=pvoc --config.data_dir=VOCdevkit --workdir=runs/blip2
   python main.py --config=configs/pin_blip2.py:opt-2.7b --workdir=runs/plan --config.run=compile \
       --config.topology=v5e:4x4 --config.mesh.fsdp=16
 """
 
 from ml_collections import ConfigDict
 
-from configs import ablations, pin_flamingo, variants
+from configs import pin_flamingo, variants
 
-CHOICES = ablations.CHOICES
+CHOICES = pin_flamingo.CHOICES
 VARIANTS = ("opt-2.7b", "opt-6.7b", "flan-t5-xl", "tiny")
 
 

@@ -1,11 +1,13 @@
 """PIN on a Flamingo. Variants: `tiny`, the small one that ships with the project; the published OpenFlamingo models.
+`eval=SET` evaluates on a published set (docs/data.md).
 
 Behind the model a variant may have options: `method=` (see `pin_jax.methods`) and those of `configs/ablations.py`.
 
   python main.py --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny
   python main.py --config=configs/pin_flamingo.py:tiny,method=lora_v --workdir=runs/lora --config.method_options.rank=4
-  python main.py --config=configs/pin_flamingo.py:3b --workdir=runs/3b --config.scenes.cutouts=folder:xpaste \
-      --config.scenes.backgrounds=folder:bg20k/train
+  python main.py --config=configs/pin_flamingo.py:3b --workdir=runs/3b --config.scenes.cutouts=xpaste:pool.json \
+      --config.scenes.backgrounds=folder:bg20k
+  python main.py --config=configs/pin_flamingo.py:tiny,eval=pvoc --config.data_dir=VOCdevkit --workdir=runs/pvoc
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +28,7 @@ PUBLISHED = {
     ),
     "9b": ("openflamingo/OpenFlamingo-9B-vitl-mpt7b", "anas-awadalla/mpt-7b"),
 }
-CHOICES = ablations.CHOICES
+CHOICES = ablations.CHOICES | {"eval": variants.evaluate_boxes}
 VARIANTS = ("tiny", *PUBLISHED)
 
 
@@ -51,6 +53,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # of all devices; -1: those that are left
     config.rules = ()  # of where frozen weights stand on it, before those of pin_jax/sharding.py
 
+    variants.data(config)
     # Data: the published paste recipe, but for the sizes (no object under 5 or 6 cells) and cropped backgrounds.
     config.scenes = ConfigDict(
         {
@@ -82,13 +85,14 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.log_every = 20
     config.save_every = 500
 
-    # Evaluation, on names and backgrounds that the insert never saw.
+    # Evaluation: on names and backgrounds that the insert never saw; or on a published set, or one's own.
     config.eval = ConfigDict(
         {
+            "source": "scenes",  # or pvoc, coco, lvis, refcoco, refcoco+, refcocog, coco:FILE.json, tfds:NAME
             "split": "held_out",
             "background_split": "",  # backgrounds of another split: train are those that insert and VLM have seen
             "seed": 1_000_000,
-            "images": 256,
+            "images": 256,  # of a published set the first so many; 0 is all
             "context": (),  # rows `N_context`: the raw VLM after N worked examples; published: 2, 5, 10
             "context_seed": 1_000_000,  # of which examples stand before which question
             "context_images": 64,  # training scenes that the examples are drawn from
@@ -100,6 +104,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             "batch_size": 64,
         }
     )
+    variants.select(config.eval)
 
     # Prediction on one's own image.
     config.image = ""

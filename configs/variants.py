@@ -49,3 +49,38 @@ def apply(config: ConfigDict, values: Mapping[str, str], choices: Mapping[str, C
 
 def _said(choices: Mapping[str, Choice]) -> str:
     return f"; or {', '.join(f'{name}=...' for name in choices)}" if choices else ""
+
+
+# --- evaluation on photographs ----------------------------------------------------------------------------------------
+
+
+def data(config: ConfigDict) -> None:
+    """The entries of a config that can read published sets."""
+    config.data_dir = ""  # folder of the set that is evaluated (docs/data.md)
+    config.on_bad_record = "skip"  # what happens to a broken image or annotation: skip (and count), refuse
+
+
+def select(config: ConfigDict) -> None:
+    """Which objects are asked for: the paper's rule (`input_pipeline/selection.py`)."""
+    config.select = ConfigDict(
+        {"most": 3, "difficult": True, "crowd": True, "one_per_class": False, "synonyms": False, "names": "published"}
+    )
+    config.split_by = ""  # RefCOCO's split file: unc, google, umd; empty for the usual one
+
+
+def evaluate_boxes(config: ConfigDict, source: str) -> None:
+    """`eval=pvoc`: evaluate on a set of boxes, all of it."""
+    config.run = "evaluate"
+    config.eval.source = source
+    config.eval.images = 0
+    if source.startswith("refcoco"):
+        config.eval.select.most = 0
+
+
+def evaluate_maps(config: ConfigDict, source: str) -> None:
+    """`eval=voc`: GEM, and plain CLIP beside it, on a set of labels, points or boxes."""
+    config.run = "evaluate"
+    config.source = source
+    config.methods = ("clip", "gem")
+    if source.startswith("refcoco"):
+        config.select.most = 0

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gem_jax import heatmaps
-from pin_jax import metrics
+from pin_jax import metrics, photographs
+from pin_jax.evaluate import Answer
+
+SIDE = 224  # of the square that sizes are measured in
 
 
 class Boxes:
     """Every object is asked for by its name; its box goes around the largest component of its min-max map.
 
-    Records hold `image` (square), `said` (what each object is called) and `boxes` float[n, 4] in pixels.
+    Records hold `image`, `said` (what each object is called) and `boxes` float[n, 4] in its pixels. Sizes are those of
+    the picture squashed to a square, as PIN's are.
     """
 
     def __init__(self, threshold: float = 0.5):
-        self.threshold, self.size = threshold, 224
+        self.threshold = threshold
         self.found: list[np.ndarray] = []
+        self.records: list[dict[str, Any]] = []
         self.true: list[np.ndarray] = []
         self.others: list[np.ndarray] = []
 
@@ -29,14 +35,20 @@ class Boxes:
 
     def add(self, record: dict[str, Any], maps: np.ndarray) -> None:
         """Takes the objects' cosines float[n, H, W]."""
-        boxes = np.asarray(record["boxes"])
-        self.found += [heatmaps.box(heat, self.threshold) for heat in heatmaps.minmax(maps)]
+        squash = SIDE / np.array([maps.shape[-1], maps.shape[-2]] * 2)
+        boxes = np.asarray(record["boxes"]) * squash
+        ids = record.get("ids", range(len(boxes)))
+        self.found += [heatmaps.box(heat, self.threshold) * squash for heat in heatmaps.minmax(maps)]
         self.true += list(boxes)
-        self.others += [np.delete(boxes, i, 0) for i in range(len(boxes))]
-        self.size = maps.shape[-1]
+        self.records.append({key: value for key, value in record.items() if key != "image"} | {"boxes": boxes})
+        self.others += [boxes[[other != own for other in ids]] for own in ids]
+
+    def write(self, workdir: pathlib.Path, ending: str) -> None:
+        """Writes the boxes as PIN's are written; see `photographs.write`."""
+        photographs.write(workdir, self.records, [Answer("", box, True) for box in self.found], SIDE, ending)
 
     def scores(self) -> dict[str, Any]:
         """`box mIoU`, and as `box` all that `metrics.summary` has."""
         found, true = np.stack(self.found), np.stack(self.true)
-        scores = metrics.summary(found, true, self.others, np.ones(len(true), bool), self.size)
+        scores = metrics.summary(found, true, self.others, np.ones(len(true), bool), SIDE)
         return {"box mIoU": scores["mIoU"], "box": scores}

@@ -19,7 +19,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
 from input_pipeline.scenes import Scenes, scene_config
 from pin_jax import evaluate as pin_evaluate
-from pin_jax import metrics, reporting
+from pin_jax import metrics, photographs, reporting
 from pin_jax.runs import names as listed
 
 RUNS = ("predict", "evaluate")
@@ -141,28 +141,29 @@ def scenes(config: ConfigDict, model: pretrained.ImageText, seed: int) -> source
     return sources.NamedScenes(Scenes(form, config.eval.seed + seed, config.eval.images))
 
 
-def _score(config: ConfigDict, gem: GEM, source: Any, progress: Any) -> dict[str, Any]:
-    """Whatever the source has a truth for."""
-    kind = config.source.partition(":")[0]
+def _score(
+    config: ConfigDict, gem: GEM, source: Any, progress: Any, workdir: pathlib.Path, name: str
+) -> dict[str, Any]:
+    """Whatever the source has a truth for; boxes of photographs are also written, as PIN's are."""
+    kind = "scenes" if config.source == "scenes" else source.kind
     wanted: list[evaluation.Evaluator] = []
     if kind in ("scenes", "labels"):
-        wanted.append(segmentation.Segmentation(source.classes, scale(gem.model)))
+        said = () if kind == "scenes" else (source.phrases, source.background)
+        wanted.append(segmentation.Segmentation(source.classes, scale(gem.model), segmentation.THRESHOLDS, *said))
     if kind in ("scenes", "points"):
         wanted.append(points.Points(config.point_threshold))
-    if kind == "scenes":
+    if kind in ("scenes", "boxes"):
         wanted.append(boxes.Boxes(config.box_threshold))
-    return evaluation.evaluate(gem, source, wanted, progress, **_windows(config))
+    scores = evaluation.evaluate(gem, source, wanted, progress, **_windows(config))
+    if kind == "boxes":
+        wanted[0].write(workdir, f"_{name}")
+    return scores
 
 
 def _sources(config: ConfigDict, model: pretrained.ImageText) -> dict[str, Any]:
-    kind, _, where = config.source.partition(":")
-    if kind == "scenes":
+    if config.source == "scenes":
         return {str(seed): scenes(config, model, seed) for seed in config.eval.seeds}
-    if kind == "labels" and where:
-        return {where: sources.LabelFolder(where, config.background)}
-    if kind == "points" and where:
-        return {where: sources.PointFolder(where)}
-    raise UserError(f"config.source {config.source!r}: expected scenes, labels:DIR or points:DIR")
+    return {config.source: sources.open_source(config, reporting.say, model.names)}
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageText) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
         done = 0
         for key, source in given.items():
             for name, gem in gems.items():
-                rows[name][key] = _score(config, gem, source, lambda n, done=done: advance(done + n))
+                rows[name][key] = _score(config, gem, source, lambda n, done=done: advance(done + n), workdir, name)
                 done += len(source)
                 advance(done)
     table = {name: summary(list(by_seed.values())) for name, by_seed in rows.items()}
@@ -189,10 +190,15 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
         image.save(workdir / "methods.png")
     title = f"{config.source}: {' + '.join(str(len(s)) for s in given.values())} images, mean (and spread) over seeds"
     reporting.results_table(title, {name: _printed(row) for name, row in table.items()}, COLUMNS)
+    found = {name: row[config.source]["box"] for name, row in rows.items() if "box" in row.get(config.source, {})}
+    if found:
+        photographs.table(f"{config.source}: boxes by size", found)
     result = {
         "table": table, "seeds": rows, "config": json.loads(config.to_json_best_effort()),
         "versions": reporting.versions(), "devices": pin_evaluate.devices(), "seconds": time.monotonic() - begin,
     }  # fmt: skip
+    if config.source != "scenes":
+        result["bad_records"] = given[config.source].tally.summary()
     reporting.write_json(workdir / "results.json", result)
     reporting.say(f"wrote {workdir / 'results.json'}" + (", methods.png" if config.source == "scenes" else ""))
     return result

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-BACKGROUND, IGNORE = -1, -2  # in a record's labels
+from input_pipeline.label_maps import BACKGROUND, IGNORE  # noqa: F401 (of a record's labels)
+
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(20))
 
 
@@ -65,25 +66,39 @@ class Segmentation:
     Attributes:
       classes: names; background is none of them. scale: of the cosines in the softmax whose largest probability is
         compared with the thresholds.
+      phrases: what each class is asked for by, the best counts; its name by default. background: phrases of what is
+        none of the classes; a pixel whose best phrase is one of them is background.
     """
 
-    def __init__(self, classes: Sequence[str], scale: float = 100.0, thresholds: Sequence[float] = THRESHOLDS):
+    def __init__(
+        self,
+        classes: Sequence[str],
+        scale: float = 100.0,
+        thresholds: Sequence[float] = THRESHOLDS,
+        phrases: Sequence[Sequence[str]] | None = None,
+        background: Sequence[str] = (),
+    ):
         self.classes, self.scale, self.thresholds = list(classes), scale, tuple(thresholds)
+        own = [[name] for name in self.classes] if phrases is None else [list(said) for said in phrases]
+        self.asked = [phrase for said in own for phrase in said] + list(background)
+        self.starts = np.cumsum([0, *map(len, own)])[: len(own) + (1 if background else 0)]
         self.without = Confusion(len(self.classes))
         self.swept = [Confusion(len(self.classes) + 1) for _ in self.thresholds]
 
     def prompts(self, record: dict[str, Any]) -> Sequence[str]:
-        """All classes."""
-        return self.classes
+        """All phrases of all classes, then background's."""
+        return self.asked
 
     def add(self, record: dict[str, Any], maps: np.ndarray) -> None:
-        """Takes the classes' cosines float[C, H, W]."""
-        best, top = probabilities(maps, self.scale)
+        """Takes the phrases' cosines float[P, H, W]."""
         background = len(self.classes)
+        _, top = probabilities(maps, self.scale)
+        grouped = maps if len(self.starts) == len(maps) else np.maximum.reduceat(maps, self.starts)
+        best, anything = grouped[:background].argmax(0), grouped.argmax(0)
         true = labels(record, self.classes, background)
         self.without.add(true, best)
         for threshold, confusion in zip(self.thresholds, self.swept, strict=True):
-            confusion.add(true, np.where(top < threshold, background, best))
+            confusion.add(true, np.where(top < threshold, background, anything))
 
     def scores(self) -> dict[str, Any]:
         """Means over the classes that are true somewhere.

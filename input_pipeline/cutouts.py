@@ -1,7 +1,9 @@
 """Sources of cut-outs: named RGBA pictures of single objects, all behind one small interface.
 
 A source has `names` (list of str, sorted; the category of each entry), `len(source)` and `source[i] -> (name, RGBA)`.
-`load(spec)` builds one from its config entry: `twemoji`, `fluent:DIR`, `tuxpaint:DIR` or `folder:DIR`.
+`source.aspect(i)` and `source.render(i, size)` serve scenes: width / height, and the picture at exactly that size.
+`load(spec)` builds one from its config entry: `twemoji`, `fluent:DIR`, `tuxpaint:DIR`, `folder:DIR`, `xpaste:POOL`, or
+`packed:DIR`, which `prepare` has made of any of them.
 """
 
 from __future__ import annotations
@@ -15,10 +17,15 @@ from importlib import resources
 
 from PIL import Image
 
+from input_pipeline import lvis, packed, xpaste
+from input_pipeline.cache import Cache, picture_bytes
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
+from input_pipeline.names import normalise
 
 SPLITS = ("train", "held_out", "all")
+KINDS = ("twemoji", "fluent", "tuxpaint", "folder", "xpaste", "packed")
+CACHE_BYTES = 256 * 2**20  # of pictures kept in memory, for each process
 
 
 def trim(image: Image.Image) -> Image.Image | None:
@@ -28,7 +35,7 @@ def trim(image: Image.Image) -> Image.Image | None:
 
 
 class Cutouts:
-    """Named RGBA files, read and trimmed on first use and kept in memory.
+    """Named RGBA files, read and trimmed on first use; those used last are kept in memory.
 
     Attributes:
       entries: (name, path) of each cut-out.
@@ -38,13 +45,10 @@ class Cutouts:
     def __init__(self, entries: Iterable[tuple[str, pathlib.Path]], max_side: int = 256):
         self.entries = sorted((name, pathlib.Path(path)) for name, path in entries)
         self.max_side = max_side
-        self._cache: dict[int, Image.Image] = {}
+        self._cache = Cache(CACHE_BYTES)
 
     def __len__(self) -> int:
         return len(self.entries)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_cache": {}}  # workers read their own files
 
     @property
     def names(self) -> list[str]:
@@ -60,14 +64,26 @@ class Cutouts:
         return self.keep(set(self.names) - set(names))
 
     def __getitem__(self, index: int) -> tuple[str, Image.Image]:
+        return self.entries[index][0], self._cache.get(index, lambda: self.original(index), picture_bytes)
+
+    def original(self, index: int) -> Image.Image:
+        """A cut-out read anew, RGBA, trimmed and shrunk to max_side."""
         name, path = self.entries[index]
-        if index not in self._cache:
-            image = trim(open_image(path, "RGBA"))
-            if image is None:
-                raise UserError(f"cut-out {path} ({name}): wholly transparent; remove it")
-            image.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
-            self._cache[index] = image
-        return name, self._cache[index]
+        image = trim(open_image(path, "RGBA"))
+        if image is None:
+            raise UserError(f"cut-out {path} ({name}): wholly transparent; remove it", "transparent cut-out")
+        image.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
+        return image
+
+    def aspect(self, index: int) -> float:
+        """Width / height of a cut-out."""
+        image = self[index][1]
+        return image.width / image.height
+
+    def render(self, index: int, size: tuple[int, int]) -> Image.Image:
+        """A cut-out as RGBA of exactly (width, height) pixels."""
+        image = self[index][1]
+        return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 @functools.cache
@@ -99,11 +115,6 @@ def folder(root: str | pathlib.Path) -> Cutouts:
         raise UserError(f"cut-outs folder {root}: no such folder; give one that holds RGBA pictures")
     files = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in (".png", ".webp")]
     return Cutouts([(normalise(p.stem if p.parent == root else p.parent.name), p) for p in files])
-
-
-def normalise(name: str) -> str:
-    """`water_bottle (plastic)` -> `water bottle`."""
-    return name.replace("_", " ").split(" (")[0].strip()
 
 
 def tuxpaint(root: str | pathlib.Path) -> Cutouts:
@@ -153,9 +164,11 @@ def load(spec: str, split: str = "all", exclude: Iterable[str] = ()) -> Cutouts:
     """Builds the source that a config names.
 
     Args:
-      spec: `twemoji`, `fluent:DIR`, `tuxpaint:DIR` or `folder:DIR`.
-      split: `train`, `held_out` or `all` names. Twemoji's split is in its table; others hold out every sixth name.
-      exclude: names to leave out (the published recipe leaves out those of the evaluation sets).
+      spec: `twemoji`, `fluent:DIR`, `tuxpaint:DIR`, `folder:DIR`, `xpaste:POOL` or `packed:DIR`.
+      split: `train`, `held_out` or `all` names. Twemoji's split is in its table; X-Paste's is the paper's (COCO's and
+        VOC's names are held out); a packed source has the split of what it was made from; others hold out every sixth
+        name.
+      exclude: names to leave out, and groups of LVIS names: `@coco`, `@voc` (see `input_pipeline/lvis.py`).
 
     Raises:
       UserError: an unknown kind or split, or no cut-out left.
@@ -163,16 +176,24 @@ def load(spec: str, split: str = "all", exclude: Iterable[str] = ()) -> Cutouts:
     kind, _, where = spec.partition(":")
     if split not in SPLITS:
         raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    if kind in ("xpaste", "packed") and not where:
+        raise UserError(f"cut-outs {spec!r}: expected {kind}:FOLDER")
+    source: Cutouts | packed.PackedCutouts
     if kind == "twemoji":
         source = twemoji(split)
+    elif kind == "packed":
+        source = packed.PackedCutouts(where, split)
+    elif kind == "xpaste":
+        source = Cutouts(xpaste.entries(where))
+        source = source.keep(xpaste.splits(source.names)[split])
     elif kind in ("fluent", "tuxpaint", "folder"):
         if not where:
             raise UserError(f"cut-outs {spec!r}: expected {kind}:FOLDER")
         source = {"fluent": fluent, "tuxpaint": tuxpaint, "folder": folder}[kind](where)
         source = source.keep(split_names(source.names, split))
     else:
-        raise UserError(f"cut-outs {spec!r}: expected twemoji, fluent:DIR, tuxpaint:DIR or folder:DIR")
-    source = source.drop(exclude)
+        raise UserError(f"cut-outs {spec!r}: expected twemoji, or one of {', '.join(f'{k}:DIR' for k in KINDS[1:])}")
+    source = source.drop(lvis.spelled_out(exclude)) if exclude else source
     if not len(source):
         raise UserError(f"cut-outs {spec!r}: no picture for split {split!r}; expected RGBA files in one folder a name")
     return source

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+
+from input_pipeline.errors import UserError
+from input_pipeline.records import Tally
 
 # Worker processes compose pictures with numpy and PIL; should one import JAX, it must not claim the accelerator.
 _WORKER_ENV = {"JAX_PLATFORMS": "cpu"}
@@ -62,6 +65,53 @@ def batches(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4), worker_init_fn=_worker_init
         )
     return iter(iterator)
+
+
+class _Reported(grain.sources.RandomAccessDataSource):
+    """A source whose bad records come as the error that they raise, for who reads them in order."""
+
+    def __init__(self, source: Any):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __repr__(self) -> str:
+        return repr(self.source)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.source[index]
+        except UserError as error:
+            return error
+
+
+def records(
+    source: Any,
+    transforms: Sequence[grain.transforms.Map],
+    tally: Tally,
+    *,
+    threads: int = 2,
+    process: tuple[int, int] = (0, 1),
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[dict[str, Any]]:
+    """The good records of a source, once and in order, read ahead in threads; for evaluation.
+
+    Args:
+      source, process: as in `batches`. tally: takes the bad ones. progress: called with the number of records read.
+    """
+    data = grain.MapDataset.source(_Reported(source))
+    for transform in transforms:
+        data = data.map(lambda record, own=transform: record if isinstance(record, UserError) else own.map(record))
+    index, count = process
+    data = data[index::count] if count > 1 else data
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 if threads else 0)
+    for done, record in enumerate(data.to_iter_dataset(options), 1):
+        if isinstance(record, UserError):
+            tally.add(record)
+        else:
+            yield record
+        progress(done)
 
 
 def pad_rows(rows: np.ndarray, length: int, value: float = 0) -> np.ndarray:

@@ -9,7 +9,10 @@ import grain
 import numpy as np
 
 from input_pipeline.boxes import BoxCodec
+from input_pipeline.cache import Cache
 from input_pipeline.prompts import Frame, split
+
+KEPT = 50_000  # encoded texts: every prompt, and all 18,496 boxes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +37,11 @@ class BoxQuestions(grain.transforms.RandomMap):
     questions: int
     length: int
     frame: Frame = Frame()
-    _known: dict[str, list[int]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _known: Cache = dataclasses.field(default_factory=lambda: Cache(KEPT), repr=False, compare=False)
 
     def _encode(self, text: str) -> list[int]:
-        """Token ids; prompts and boxes come again and again, so they are kept (there are some thousands of them)."""
-        if text not in self._known:
-            self._known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._known[text]
+        """Token ids; prompts and boxes come again and again, so those used last are kept."""
+        return self._known.get(text, lambda: self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         asked = rng.permutation(len(record["said"]))[: self.questions]

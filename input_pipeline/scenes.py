@@ -13,6 +13,7 @@ from input_pipeline import cutouts as cutouts_lib
 from input_pipeline import looks, paste
 from input_pipeline.boxes import BoxCodec
 from input_pipeline.errors import UserError
+from input_pipeline.records import Tally
 from input_pipeline.referrals import referrals
 
 
@@ -89,11 +90,14 @@ class Scenes:
       masks: bool[n, H, W] when asked for.
     """
 
-    def __init__(self, config: SceneConfig, seed: int, length: int):
+    def __init__(self, config: SceneConfig, seed: int, length: int, on_bad_record: str = "skip"):
         self.config, self.seed, self.length = config, seed, length
+        self.tally = Tally(on_bad_record)  # of cut-outs and photographs; others of the same name stand for such ones
         self.cutouts = cutouts_lib.load(config.cutouts, config.split, config.exclude)
         background_split = config.background_split or config.split
-        self.backgrounds = backgrounds_lib.load(config.backgrounds, background_split, config.crop, config.vary)
+        self.backgrounds = backgrounds_lib.load(
+            config.backgrounds, background_split, config.crop, config.vary, self.tally
+        )
         self.names = sorted(set(self.cutouts.names))
         self._by_name: dict[str, list[int]] = {name: [] for name in self.names}
         for index, name in enumerate(self.cutouts.names):
@@ -114,15 +118,19 @@ class Scenes:
         return names
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record, sprites, rng = self._plan(index)
+        record, chosen, mirrored, rng = self._plan(index)
         config, cell = self.config, self.config.codec.cell
         boxes = record["cells"]
-        if record["looks"]:
-            bare = (looks.NONE,) * 3
-            sprites = [
-                looks.apply(sprite, look, (int(w) * cell, int(h) * cell)) if look.words()[1:] != bare else sprite
-                for sprite, look, (w, h) in zip(sprites, record["looks"], boxes[:, 2:] - boxes[:, :2] + 1, strict=True)
-            ]
+        sizes = [(int(w) * cell, int(h) * cell) for w, h in boxes[:, 2:] - boxes[:, :2] + 1]
+        bare = (looks.NONE,) * 3
+        sprites = []
+        for k, (cutout, size, flip) in enumerate(zip(chosen, sizes, mirrored, strict=True)):
+            if record["looks"] and record["looks"][k].words()[1:] != bare:
+                whole = self.cutouts[cutout][1]
+                sprites.append(looks.apply(whole.transpose(0) if flip else whole, record["looks"][k], size))
+            else:
+                sprite = self.cutouts.render(cutout, size)
+                sprites.append(sprite.transpose(0) if flip else sprite)
         record["image"] = paste.compose(self.backgrounds.draw(rng, config.image_size), sprites, boxes, cell)
         if config.with_masks:
             record["masks"] = paste.masks(sprites, boxes, config.grid, cell)
@@ -132,23 +140,42 @@ class Scenes:
         """The record without its picture: cheap, for features computed before."""
         return self._plan(index)[0]
 
-    def _plan(self, index: int) -> tuple[dict[str, Any], list, np.random.Generator]:
-        """Everything but the picture: the record, the cut-outs, and the generator that draws the background next."""
+    def _good(self, options: list[int], place: int) -> tuple[int, float]:
+        """A cut-out of a name and its width / height; where it cannot be read, the next one of the name.
+
+        Raises:
+          UserError: none of them can be read.
+        """
+        for k in range(len(options)):
+            cutout = options[(place + k) % len(options)]
+            try:
+                return cutout, self.cutouts.aspect(cutout)
+            except UserError as error:
+                self.tally.add(error)
+        raise UserError(f"cut-outs: none of {self.cutouts.names[options[0]]!r} can be read ({self.tally.report()})")
+
+    def _plan(self, index: int) -> tuple[dict[str, Any], list[int], list[bool], np.random.Generator]:
+        """Everything but the picture.
+
+        Returns:
+          The record, the cut-outs' indices, which of them are mirrored, and the generator that draws the background
+          next.
+        """
         config = self.config
         rng = np.random.default_rng([self.seed, int(index)])
         names = self._draw_names(rng)
-        sprites = []
+        chosen, aspects = [], []
         for name in names:
             options = self._by_name[name]
-            sprites.append(self.cutouts[options[int(rng.integers(len(options)))]][1])
-        aspects = [sprite.width / sprite.height for sprite in sprites]
+            cutout, aspect = self._good(options, int(rng.integers(len(options))))
+            chosen.append(cutout)
+            aspects.append(aspect)
         boxes = paste.layout(rng, aspects, config.grid, config.smallest, config.largest)
         said = list(names)
         if config.twins > 0 or config.absolute_share > 0:
             said = referrals(rng, names, boxes, config.grid, config.absolute_share)
         scene_looks = None
-        if config.mirror:
-            sprites = [s.transpose(0) if rng.random() < config.mirror else s for s in sprites]
+        mirrored = [bool(rng.random() < config.mirror) if config.mirror else False for _ in chosen]
         if config.look_share:
             share = config.look_share if rng.random() < config.look_scenes else 0.0
             sides = boxes[:, 2:] - boxes[:, :2] + 1
@@ -165,4 +192,4 @@ class Scenes:
             "target": int(rng.integers(len(names))),
             "image_id": int(index),
         }
-        return record, sprites, rng
+        return record, chosen, mirrored, rng

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from input_pipeline import prompts
 from input_pipeline.errors import UserError
 from input_pipeline.scenes import Scenes, scene_config
-from pin_jax import box_automaton, decode, grid_decode, metrics, reporting, sharding
+from pin_jax import box_automaton, decode, grid_decode, metrics, photographs, reporting, sharding
 from pin_jax.context import Context, Example, box_examples
 from pin_jax.models.interface import Inserts
 from pin_jax.vlm import VLM
@@ -23,6 +24,7 @@ from pin_jax.vlm import VLM
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries", "asked_iou", "other_iou")
 TEXT_DECODERS = ("greedy", "beam")
 RANDOM_DRAWS = 200
+IN_MEMORY = 2**30  # bytes of vision tokens
 LONGEST_ANSWER = 12  # tokens of a box
 
 
@@ -55,11 +57,12 @@ class Answer:
 
 
 def queries(records: list[dict[str, Any]]) -> list[Query]:
-    """Every object of every record is one query."""
+    """Every object of every record is one query; several phrases may be about the same object, by its `ids`."""
     return [
-        Query(i, name, box, np.delete(record["boxes"], k, 0))
+        Query(i, name, box, record["boxes"][[other != own for other in ids]])
         for i, record in enumerate(records)
-        for k, (name, box) in enumerate(zip(record["said"], record["boxes"], strict=True))
+        for ids in [record.get("ids", range(len(record["said"])))]
+        for name, box, own in zip(record["said"], record["boxes"], ids, strict=True)
     ]
 
 
@@ -170,11 +173,14 @@ def locate(
 
 
 def scenes(config: ConfigDict, vlm: VLM) -> list[dict[str, Any]]:
-    """The evaluation scenes: names and backgrounds that the insert never saw."""
+    """The evaluation scenes: names and backgrounds that the insert never saw; or photographs of a published set."""
+    if config.eval.source != "scenes":
+        return photographs.read(config, vlm)
     source = Scenes(
         scene_config(config.scenes, vlm.codec, split=config.eval.split, background_split=config.eval.background_split),
         config.eval.seed,
         config.eval.images,
+        config.on_bad_record,
     )
     return [source[i] for i in range(len(source))]
 
@@ -187,13 +193,25 @@ def pool(config: ConfigDict, vlm: VLM) -> tuple[np.ndarray, list[Example]]:
 
 
 def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32, inserts: Inserts = Inserts()) -> np.ndarray:
-    """Vision tokens float[images, N, D] of pictures uint8[H, W, 3], with what a method puts into the encoder."""
-    out = []
+    """Vision tokens float[images, N, D] of pictures uint8[H, W, 3], with what a method puts into the encoder.
+
+    Over a gigabyte they stand in a temporary file.
+    """
+    out = None
     for start in range(0, len(images), batch_size):
         chunk = np.stack(images[start : start + batch_size])
         short = batch_size - len(chunk)
-        out.append(vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)]), inserts)[: len(chunk)])
-    return np.concatenate(out)
+        found = vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)]), inserts)[: len(chunk)]
+        if out is None:
+            shape = (len(images), *found.shape[1:])
+            large = np.prod(shape) * found.itemsize > IN_MEMORY
+            out = (
+                np.memmap(tempfile.TemporaryFile(), found.dtype, "w+", shape=shape)
+                if large
+                else np.empty_like(found, shape=shape)
+            )
+        out[start : start + len(chunk)] = found
+    return out
 
 
 def evaluate(
@@ -258,6 +276,9 @@ def write_coco(
     workdir: pathlib.Path, records: list[dict], asked: list[Query], answers: list[Answer], size: int
 ) -> None:
     """Ground truth (COCO annotations) and every prediction (COCO results, with its text and whether it parsed)."""
+    if isinstance(records, photographs.Photographs):
+        photographs.write(workdir, records, answers, size)
+        return
     names = sorted({q.name for q in asked})
     category = {name: i + 1 for i, name in enumerate(names)}
 

@@ -28,12 +28,14 @@ def summary(
 
     Returns:
       mIoU over all queries; mIoU_M and mIoU_L over those of area [32^2, 96^2) and >= 96^2 at 224 px; P@0.3, P@0.5,
-      P@0.7; unparsed, the share; queries, queries_M, queries_L, their counts; asked_iou and other_iou, over queries
-      with other objects: IoU with the asked object and with the best other one. A mean over nothing is None.
+      P@0.7; unparsed, unparsed_M, unparsed_L, the shares; queries, queries_M, queries_L, their counts; asked_iou and
+      other_iou, over queries with other objects: IoU with the asked object and with the best other one. A mean over
+      nothing is None.
     """
     scores = iou(predicted, true)
     size = area(true) * (224 / image_size) ** 2
     medium, large = (size >= MEDIUM) & (size < LARGE), size >= LARGE
+    failed = ~np.asarray(parsed, bool)
     crowded = np.array([len(boxes) > 0 for boxes in others], bool)
     best_other = [iou(p, boxes).max() for p, boxes in zip(predicted, others, strict=True) if len(boxes)]
 
@@ -45,7 +47,9 @@ def summary(
         "mIoU_M": mean(scores[medium]),
         "mIoU_L": mean(scores[large]),
         **{f"P@{t}": mean(scores >= t) for t in (0.3, 0.5, 0.7)},
-        "unparsed": mean(~np.asarray(parsed, bool)),
+        "unparsed": mean(failed),
+        "unparsed_M": mean(failed[medium]),
+        "unparsed_L": mean(failed[large]),
         "queries": len(scores),
         "queries_M": int(medium.sum()),
         "queries_L": int(large.sum()),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
-from pin_jax import adapters, evaluate, figures, inspection, methods, reporting, sharding, train
+from pin_jax import adapters, evaluate, figures, inspection, methods, photographs, reporting, sharding, train
 from pin_jax import compile as compiling
 from pin_jax.vlm import VLM, load_vlm, on_grid
 
@@ -106,7 +106,12 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
     if jax.process_index() > 0:
         return
     title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
-    reporting.results_table(title, rows, evaluate.COLUMNS)
+    real = isinstance(records, photographs.Photographs)
+    if real:
+        title = f"{records.name}: {len(records)} images, {config.eval.decoder} decoding"
+        photographs.table(title, rows)
+    else:
+        reporting.results_table(title, rows, evaluate.COLUMNS)
     evaluate.write_coco(workdir, records, asked, answers, vlm.codec.image_size)
     shown = range(min(24, len(records)))
     of = [[k for k, q in enumerate(asked) if q.image == i] for i in shown]
@@ -125,7 +130,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
         "frozen": vlm.identity,
         "seconds": {"training": seconds, "evaluation": time.monotonic() - begin},
     }
-    reporting.write_json(workdir / RESULTS, rows | extra)
+    reporting.write_json(workdir / RESULTS, rows | extra | (records.about() if real else {}))
     if path == workdir / INSERT:
         adapters.note(path, rows[name])
     reporting.say(f"wrote {workdir / RESULTS}, {workdir / 'predictions.png'}")

@@ -61,6 +61,7 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
             scene_config(options, vlm.codec, split="train", objects=objects, vary=config.vary_backgrounds),
             2 * config.seed + phase,  # another seed, other scenes
             length,
+            config.on_bad_record,
         )
         if cached and share > 0:
             with reporting.progress(f"{what} of {length:,} scenes", length, "image") as advance:

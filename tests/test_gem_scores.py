@@ -8,6 +8,7 @@ from PIL import Image
 
 from gem_jax import boxes, evaluation, figures, points, segmentation, sources
 from input_pipeline.errors import UserError
+from input_pipeline.records import Tally
 from input_pipeline.scenes import SceneConfig, Scenes
 
 
@@ -110,20 +111,20 @@ def test_label_folder(tmp_path):
         (tmp_path / name).mkdir()
     Image.fromarray(image(0)).save(tmp_path / "images" / "a.png")
     with pytest.raises(UserError, match=r"no classes\.txt in it"):
-        sources.LabelFolder(tmp_path)
+        sources.label_folder(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(UserError, match=r"1 images have no labels/NAME\.png, such as a"):
-        sources.LabelFolder(tmp_path)
+        sources.label_folder(tmp_path)
     given = np.array([[0, 1, 2, 255, 1, 1]] * 4, np.uint8)
     Image.fromarray(given).save(tmp_path / "labels" / "a.png")
-    (record,) = sources.LabelFolder(tmp_path)
+    (record,) = sources.label_folder(tmp_path)
     back, skip = segmentation.BACKGROUND, segmentation.IGNORE
     np.testing.assert_array_equal(record["labels"][0], [back, 0, 1, skip, 0, 0])
-    (record,) = sources.LabelFolder(tmp_path, background=False)
+    (record,) = sources.label_folder(tmp_path, background=False)
     np.testing.assert_array_equal(record["labels"][0], [skip, 0, 1, skip, 0, 0])
     Image.fromarray(given + 5).save(tmp_path / "labels" / "a.png")
-    with pytest.raises(UserError, match=r"labels/a\.png: label 7, classes\.txt has fewer"):
-        list(sources.LabelFolder(tmp_path))
+    with pytest.raises(UserError, match=r"labels/a\.png: label 7 is none of the 2 classes"):
+        list(sources.label_folder(tmp_path))
 
 
 def test_point_folder(tmp_path):
@@ -138,14 +139,14 @@ def test_point_folder(tmp_path):
         "b,0,0,x,yes,",
     ]
     (tmp_path / "points.csv").write_text(head + "\n".join(rows) + "\n")
-    (record,) = sources.PointFolder(tmp_path)
+    (record,) = sources.point_folder(tmp_path, Tally())
     assert record["points"] == [
         {"name": "cat", "x": 3, "y": 3, "positive": True},
         {"name": "cat", "x": 5, "y": 0, "positive": False},
     ]
     (tmp_path / "points.csv").write_text("ImageId,X\n")
     with pytest.raises(UserError, match=r"points\.csv: columns missing: EstimatedYesNo, Label, Y"):
-        sources.PointFolder(tmp_path)
+        sources.point_folder(tmp_path, Tally())
 
 
 def test_pictures(tmp_path):

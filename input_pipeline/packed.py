@@ -1,0 +1,124 @@
+"""Cut-outs and backgrounds packed into ArrayRecord by `prepare`: pixels as training wants them, nothing to decode.
+
+A folder holds index.json and data-*.array_record, whose record i is entry i of the index:
+  backgrounds: uint8[side, side, 3], squashed; cut-outs: RGBA with colours multiplied by alpha, which is how a resize
+  wants them, at the largest size and at halves of it, one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import grain
+from PIL import Image
+
+from input_pipeline.errors import UserError
+
+INDEX, VERSION = "index.json", 1
+FEWEST = 24  # pixels of the longer side of the smallest level
+
+
+def levels(width: int, height: int) -> list[tuple[int, int]]:
+    """Sizes at which a cut-out is packed: the largest, then halves of it."""
+    out = [(width, height)]
+    while max(out[-1]) >= 2 * FEWEST:
+        out.append((max(1, out[-1][0] // 2), max(1, out[-1][1] // 2)))
+    return out
+
+
+class Pack:
+    """A packed folder; read lazily, so that it pickles.
+
+    Attributes:
+      index: what index.json holds.
+
+    Raises:
+      UserError: no such folder, or it is not one of `kind`.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, kind: str):
+        self.folder = pathlib.Path(folder)
+        path = self.folder / INDEX
+        if not path.is_file():
+            raise UserError(f"{kind} packed:{folder}: no {INDEX} in it; make it first: configs/prepare.py")
+        try:
+            self.index: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{kind} packed:{folder}: {INDEX} is broken ({error}); prepare it again") from error
+        if self.index.get("kind") != kind or self.index.get("version") != VERSION:
+            raise UserError(f"packed:{folder}: holds {self.index.get('kind')}, expected {kind}; prepare it again")
+        self._source: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None}
+
+    def read(self, number: int) -> bytes:
+        """A record.
+
+        Raises:
+          UserError: a file is missing or broken.
+        """
+        try:
+            if self._source is None:
+                source = grain.sources.ArrayRecordDataSource([str(p) for p in sorted(self.folder.glob("data-*"))])
+                if len(source) != self.index["count"]:
+                    raise ValueError(f"{len(source)} records, {INDEX} has {self.index['count']}")
+                self._source = source
+            return self._source[number]
+        except Exception as error:  # array_record raises many kinds
+            raise UserError(f"packed:{self.folder}: broken ({error}); prepare it again") from error
+
+
+class PackedCutouts:
+    """Packed cut-outs of a split, with the interface of `cutouts.Cutouts`."""
+
+    def __init__(self, folder: str | pathlib.Path, split: str = "all", kept: list[int] | None = None):
+        self.pack, self.split = Pack(folder, "cutouts"), split
+        index = self.pack.index
+        every = range(index["count"])
+        self.kept = [k for k in every if split == "all" or index["splits"][k] == split] if kept is None else kept
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def names(self) -> list[str]:
+        return [self.pack.index["names"][k] for k in self.kept]
+
+    def keep(self, names: Iterable[str]) -> PackedCutouts:
+        """The cut-outs whose name is in `names`."""
+        names = set(names)
+        kept = [k for k in self.kept if self.pack.index["names"][k] in names]
+        return PackedCutouts(self.pack.folder, self.split, kept)
+
+    def drop(self, names: Iterable[str]) -> PackedCutouts:
+        """The cut-outs whose name is not in `names`."""
+        return self.keep(set(self.names) - set(names))
+
+    def aspect(self, index: int) -> float:
+        """Width / height of a cut-out."""
+        width, height = self.pack.index["sizes"][self.kept[index]]
+        return width / height
+
+    def _level(self, index: int, size: tuple[int, int]) -> Image.Image:
+        """The smallest level that is no smaller than a size, colours multiplied by alpha."""
+        number = self.kept[index]
+        sizes = levels(*self.pack.index["sizes"][number])
+        chosen = max((k for k, (w, h) in enumerate(sizes) if w >= size[0] and h >= size[1]), default=0)
+        start = sum(4 * w * h for w, h in sizes[:chosen])
+        width, height = sizes[chosen]
+        pixels = memoryview(self.pack.read(number))[start : start + 4 * width * height]
+        return Image.frombuffer("RGBa", (width, height), pixels, "raw", "RGBa", 0, 1)
+
+    def __getitem__(self, index: int) -> tuple[str, Image.Image]:
+        number = self.kept[index]
+        whole = self._level(index, tuple(self.pack.index["sizes"][number]))
+        return self.pack.index["names"][number], whole.convert("RGBA")
+
+    def render(self, index: int, size: tuple[int, int]) -> Image.Image:
+        """A cut-out as RGBA of exactly (width, height) pixels."""
+        image = self._level(index, size)
+        return (image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)).convert("RGBA")
