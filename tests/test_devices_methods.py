@@ -9,11 +9,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from small import write_vlm
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.mark.heavy
 def test_eight_devices(tmp_path):
     folder = write_vlm(tmp_path / "vlm")
     losses = []

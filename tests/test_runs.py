@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from small import config_for, write_vlm
 
 from input_pipeline.errors import UserError
-from pin_jax import adapters, runs, train, vlm
+from pin_jax import methods, runs, train, vlm
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -65,7 +65,7 @@ def test_predictions_are_coco_and_score_as_reported(trained):
 
 def test_training_moves_the_insert_and_leaves_the_frozen_weights(folder, trained):
     frozen = vlm.load(folder)
-    before = adapters.METHODS["pin"](frozen.model.config).init(jax.random.key(0))
+    before = methods.build("pin", frozen.model.config).init(jax.random.key(0))
     after = load_file(trained / "insert.safetensors")
     moved = [np.abs(after[k] - v).max() for k, v in vlm.flatten(before).items()]
     assert min(moved) > 0
