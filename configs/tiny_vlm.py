@@ -102,7 +102,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.qformer = ConfigDict(
             {"queries": 32, "width": 128, "depth": 4, "heads": 2, "mlp": 512, "cross_every": 1, "unroll": True}
         )
-        config.lm = ConfigDict({"width": 128, "depth": 4, "heads": 4, "mlp": 512, "positions": 384, "unroll": True})
+        config.lm = ConfigDict({"width": 128, "depth": 4, "heads": 2, "mlp": 512, "positions": 768, "unroll": True})
         # Between the stages the queries learn, over cached features, what the vision encoder learned: names and looks.
         config.query_fit = ConfigDict({"lr": 1e-3, "steps": 800, "batch": 64, "look_weight": 1.0})
     if variant.endswith("smoke"):

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pin_jax.models.opt import OFFSET
-from pin_jax.pretrain_language import EMBEDDING_SCALE, OUT
+from pin_jax.pretrain_language import EMBEDDING_SCALE
 from pin_jax.pretrain_vision import unit
 
 GATHER = 3.0  # weight of what a query reads, beside the query itself
 REST = 0.1  # what is left of a layer's random start
-MATCH = 1.5
-MARK, LEAN = 0.5, 1.0  # of the prefix: size of its mark beside its content, and how far every text leans to it
-PLACE, NEAR = 0.5, 2.0  # size of a position beside the content, and how much layers that look back heed it
+MATCH, OUT = 1.5, 0.1  # sharpness of matchers, and weight of what the decoder's read
+MARK, LEAN = 0.5, 2.0  # of the prefix: size of its mark beside its content, and how far every text leans to it
+PLACE, NEAR = 0.5, 1.0  # size of a position beside the content, and how much layers that look back heed it
 PERIODS = (4.0, 256.0)  # shortest and longest of the positions' waves, in tokens
 
 
