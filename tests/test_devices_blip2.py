@@ -97,6 +97,7 @@ def test_eight_devices(alone, tmp_path):
     np.testing.assert_allclose(losses(workdir), losses(tmp_path / "w"), rtol=1e-5)
 
 
+@pytest.mark.heavy  # test_devices has two processes too, on the Flamingo
 def test_two_processes_of_four(alone, tmp_path):
     folder, workdir = alone
     with socket.socket() as probe:

@@ -160,7 +160,7 @@ def test_prediction_run_goes_on_past_a_bad_picture(folder, tmp_path, capsys):
         ({"run": "predict", "image": "x.png", "prompts": "cat"}, "image x.png: no such file"),
         ({"model": "no/such/model"}, "no such folder, and not a hub id"),
         ({"dtype": "float16"}, "config.dtype 'float16': expected one of float32, bfloat16"),
-        ({"source": "folder:x"}, "config.source 'folder:x': expected scenes, labels:DIR or points:DIR"),
+        ({"source": "folder:x"}, "config.source 'folder:x': expected scenes, labels:DIR, points:DIR, or a data set"),
         ({"methods": ("clip", "germ")}, "config.methods: 'germ'; expected some of clip"),
     ],
 )
