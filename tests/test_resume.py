@@ -1,4 +1,4 @@
-"""Killed at five random moments and started again: the final insert is bit-equal to that of an unbroken run."""
+"""Killed at random moments and started again: the final insert is bit-equal to that of an unbroken run."""
 
 from __future__ import annotations
 
