@@ -37,7 +37,10 @@ def scores(vlm, params, pixels, ids, mask, texts) -> np.ndarray:
     return np.asarray(jnp.take_along_axis(log_p, rows[:, ids.shape[1] :, None], 2).sum((1, 2)))
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+HEAVY = pytest.mark.heavy
+
+
+@pytest.mark.parametrize("penalty", [pytest.param(0.0, marks=HEAVY), 1.0, pytest.param(2.0, marks=HEAVY)])
 def test_wide_beams_find_the_best_text(asked, penalty):
     vlm, params, pixels, ids, mask = asked
     vision = vlm.apply({"params": params}, pixels, method="encode")

@@ -110,6 +110,7 @@ def test_two_processes_of_four(alone, tmp_path):
     assert one["raw"]["mIoU"] == pytest.approx(other["raw"]["mIoU"])  # decoded on the mesh as on one device
 
 
+@pytest.mark.heavy
 def test_resumed_on_another_mesh(alone, tmp_path):
     folder, workdir = alone
     finish(start(folder, tmp_path / "w", STEPS | {"mesh": {"fsdp": 4, "data": 1}, "stop_after": 10}, devices=4))
