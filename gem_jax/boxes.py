@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gem_jax import heatmaps
-from pin_jax import metrics, photographs
+from pin_jax import metrics, predictions
 from pin_jax.evaluate import Answer
 
 SIDE = 224  # of the square that sizes are measured in
@@ -44,8 +44,8 @@ class Boxes:
         self.others += [boxes[[other != own for other in ids]] for own in ids]
 
     def write(self, workdir: pathlib.Path, ending: str) -> None:
-        """Writes the boxes as PIN's are written; see `photographs.write`."""
-        photographs.write(workdir, self.records, [Answer("", box, True) for box in self.found], SIDE, ending)
+        """Writes the boxes as PIN's are written; see `predictions.write`."""
+        predictions.write(workdir, self.records, [Answer("", box, True) for box in self.found], SIDE, ending)
 
     def scores(self) -> dict[str, Any]:
         """`box mIoU`, and as `box` all that `metrics.summary` has."""

@@ -20,7 +20,7 @@ from input_pipeline.images import open_image
 from input_pipeline.scenes import Scenes, scene_config
 from pin_jax import evaluate as pin_evaluate
 from pin_jax import metrics, photographs, reporting
-from pin_jax.runs import names as listed
+from pin_jax.runs import listed
 
 RUNS = ("predict", "evaluate")
 SETTINGS = ("depth", "iterations", "temperature", "parts")  # of a method, entries of the config
@@ -36,10 +36,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         raise UserError(f"config.dtype {config.dtype!r}: expected one of {', '.join(dtypes)}")
     prompts, photos = _asked(config) if config.run == "predict" else ([], [])
     model = pretrained.load(config.model, dtypes[config.dtype], config.activation or None)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {workdir}: cannot be made ({error.strerror}); choose another --workdir") from error
+    reporting.make_workdir(workdir)
     if config.run == "predict":
         predict(config, workdir, build(config, model), photos, prompts)
     else:
@@ -82,7 +79,7 @@ def _asked(config: ConfigDict) -> tuple[list[str], list[pathlib.Path]]:
     given = [path.strip() for path in config.image.split(",") if path.strip()]
     if not given:
         raise UserError("config.image is empty: give a picture, --config.image=photo.jpg (several: a comma between)")
-    prompts = listed(config)
+    prompts = listed(config.prompts)
     if not prompts:
         raise UserError("config.prompts is empty: give names, --config.prompts='cat,remote control'")
     readable, errors = [], []

@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
     if config.loss not in LOSSES:
         raise UserError(f"config.loss {config.loss!r}: expected one of {', '.join(LOSSES)}")
-    workdir.mkdir(parents=True, exist_ok=True)
+    reporting.make_workdir(workdir)
     if config.run == "train":
         train(config, workdir)
     own = workdir / FOLDER

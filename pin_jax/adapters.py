@@ -11,7 +11,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 from safetensors import safe_open
@@ -78,8 +77,7 @@ def load(path: pathlib.Path, vlm: VLM) -> tuple[Any, Any]:
             f"adapter {path}: trained on frozen weights {meta['frozen']}, these are {vlm.identity}; use its own VLM"
         )
     method = methods.build(meta["method"], vlm.model.config, json.loads(meta["options"]))
-    skeleton = jax.eval_shape(lambda rng: method.init(rng, vlm.params), jax.random.key(0))
-    return method, fill(skeleton, tensors, str(path))
+    return method, fill(methods.shapes(method, vlm.params), tensors, str(path))
 
 
 def load_adapter(path: str | pathlib.Path, vlm: VLM) -> Inserts:

@@ -139,10 +139,9 @@ def _report(
         hbm += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
         fits = hbm <= chip.hbm
     except jax.errors.JaxRuntimeError as error:  # XLA gives up on what does not fit
-        used = re.search(r"(?:Used |temporaries \()([\d.]+)([MGT])(?: of [\d.]+[MGT] hbm|\) exceeds)", str(error))
-        if used is None:
+        hbm, fits = asked_for(str(error)), False
+        if hbm is None:
             raise
-        hbm, fits = float(used[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[used[2]], False
     seconds = time.monotonic() - begin
     places = sharding.shardings(shapes, mesh, sharding.rules(config.rules))
     held = sharding.bytes_per_device(shapes, places)
@@ -165,6 +164,12 @@ def _report(
         "estimated_step_seconds": max(times.values()),
         "estimate_bound_by": max(times, key=times.get),
     }
+
+
+def asked_for(message: str) -> float | None:
+    """Bytes that XLA says it would need where it refuses to compile; None if the message says something else."""
+    used = re.search(r"(?:Used |temporaries \()([\d.]+)([MGT])(?: of [\d.]+[MGT] hbm|\) exceeds)", message)
+    return used and float(used[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[used[2]]
 
 
 def train_step(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def decode_step(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     rows = config.eval.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
     options = vlm.model.config
     method = methods.build(config.method, options, config.method_options)
-    inserts = jax.eval_shape(lambda: method.inserts(method.init(jax.random.key(0), shapes)))
+    inserts = jax.eval_shape(method.inserts, methods.shapes(method, shapes))
     more = 0 if inserts.vision_input is None else inserts.vision_input.shape[-2]  # they stay among the visual tokens
     length = front + config.text_length - config.eval.new_tokens
     vision = _rows(mesh, (rows, 1, options.media_tokens + more, options.vision.width), jnp.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -270,39 +269,6 @@ def evaluate(
     }
     rows["raw"]["distinct_boxes"] = len({tuple(a.box.tolist()) for a in raw})
     return rows, records, asked, found
-
-
-def write_coco(
-    workdir: pathlib.Path, records: list[dict], asked: list[Query], answers: list[Answer], size: int
-) -> None:
-    """Ground truth (COCO annotations) and every prediction (COCO results, with its text and whether it parsed)."""
-    if isinstance(records, photographs.Photographs):
-        photographs.write(workdir, records, answers, size)
-        return
-    names = sorted({q.name for q in asked})
-    category = {name: i + 1 for i, name in enumerate(names)}
-
-    def xywh(box: np.ndarray) -> list[float]:
-        return [float(v) for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])]
-
-    truth = [
-        {"id": k + 1, "image_id": q.image, "category_id": category[q.name], "bbox": xywh(q.box), "iscrowd": 0,
-         "area": float((q.box[2] - q.box[0]) * (q.box[3] - q.box[1]))}
-        for k, q in enumerate(asked)
-    ]  # fmt: skip
-    images = [
-        {"id": i, "width": size, "height": size, "file_name": f"scene_{r['image_id']}"} for i, r in enumerate(records)
-    ]
-    reporting.write_json(
-        workdir / "ground_truth.json",
-        {"images": images, "annotations": truth, "categories": [{"id": i, "name": n} for n, i in category.items()]},
-    )
-    found = [
-        {"image_id": q.image, "category_id": category[q.name], "bbox": xywh(a.box), "score": a.score,
-         "name": q.name, "text": a.text, "parsed": bool(a.parsed)}
-        for q, a in zip(asked, answers, strict=True)
-    ]  # fmt: skip
-    reporting.write_json(workdir / "predictions.json", found)
 
 
 def devices() -> str:

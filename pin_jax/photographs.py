@@ -1,21 +1,17 @@
-"""Evaluation on photographs: the queries of a published set, and predictions in COCO's and RefCOCO's forms."""
+"""Evaluation on photographs: the queries of a published set, and its table."""
 
 from __future__ import annotations
 
-import itertools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import datasets
-from input_pipeline.boxes import iou
 from input_pipeline.errors import UserError
 from input_pipeline.loader import records as loaded
 from input_pipeline.records import Tally
-from input_pipeline.transforms import Squash, unsquash
+from input_pipeline.transforms import Squash
 from pin_jax import reporting
 from pin_jax.vlm import VLM
 
@@ -77,56 +73,3 @@ def read(config: ConfigDict, vlm: VLM) -> Photographs:
     if tally.counts:
         reporting.say(f"{source.name}: left out {tally.report()}")
     return Photographs(found, source.name, source.counts, tally)
-
-
-def _xywh(box: np.ndarray) -> list[float]:
-    return [round(float(v), 3) for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])]
-
-
-def write(
-    workdir: pathlib.Path, records: Sequence[dict[str, Any]], answers: Sequence[Any], side: int, ending: str = ""
-) -> None:
-    """Writes what was asked and answered, in pixels of the photographs.
-
-    ground_truth.json: the queries as COCO annotations. predictions.json: COCO results, each with its text and whether
-    it parsed. predictions_refcoco.json, for RefCOCO: a row a sentence.
-
-    Args:
-      answers: one a query, in order: text, box float[4] in the squashed picture, parsed, score.
-      side: of the squashed picture, in pixels. ending: of the names of the predictions' files.
-    """
-    numbered = {name: k + 1 for k, name in enumerate(sorted({name for record in records for name in record["names"]}))}
-    categories: dict[Any, str] = {}
-    images, truth, found, sentences = [], [], [], []
-    number = itertools.count()
-    for record in records:
-        width, height = record["size"]
-        images.append(
-            {"id": record["image_id"], "width": width, "height": height, "file_name": pathlib.Path(record["path"]).name}
-        )
-        for k, (name, said, box) in enumerate(zip(record["names"], record["said"], record["boxes"], strict=True)):
-            n = next(number)
-            category = record["category_ids"][k] if "category_ids" in record else numbered[name]  # the set's own
-            categories[category] = name
-            answer, true = answers[n], unsquash(box, side, record["size"])
-            placed = unsquash(answer.box, side, record["size"])
-            bbox = _xywh(true)
-            truth.append(
-                {"id": n + 1, "image_id": record["image_id"], "category_id": category, "bbox": bbox,
-                 "area": bbox[2] * bbox[3], "iscrowd": int(record["crowd"][k]), "source_id": record["ids"][k]}
-            )  # fmt: skip
-            row = {"text": answer.text, "parsed": bool(answer.parsed)}
-            found.append(
-                {"image_id": record["image_id"], "category_id": category, "bbox": _xywh(placed),
-                 "score": answer.score, "said": said, **row}
-            )  # fmt: skip
-            if "sentences" in record:
-                sentences.append(
-                    {**record["sentences"][k], "image_id": record["image_id"], "sent": said, "box": _xywh(placed),
-                     "gt_box": bbox, "iou": float(iou(true, placed)), **row}
-                )  # fmt: skip
-    named = [{"id": category, "name": name} for category, name in sorted(categories.items())]
-    reporting.write_json(workdir / "ground_truth.json", {"images": images, "annotations": truth, "categories": named})
-    reporting.write_json(workdir / f"predictions{ending}.json", found)
-    if sentences:
-        reporting.write_json(workdir / f"predictions_refcoco{ending}.json", sentences)

@@ -23,6 +23,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     if not config.cutouts and not config.backgrounds:
         raise UserError("config.cutouts and config.backgrounds are empty; give one: --config.backgrounds=folder:bg20k")
+    reporting.make_workdir(workdir)
     tally = Tally(config.on_bad_record, reporting.say)
     done: dict[str, Any] = {}
     if config.backgrounds:
@@ -58,6 +59,5 @@ def _pack(
                 " another --workdir"
             )
         return index["count"]
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with reporting.progress(f"packing {spec}", count(), "picture") as advance:
         return pack(spec, folder, side, tally, threads=threads, progress=advance, **options)

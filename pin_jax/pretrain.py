@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Does what config.run names."""
     if config.run not in RUNS:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
-    workdir.mkdir(parents=True, exist_ok=True)
+    reporting.make_workdir(workdir)
     if config.run == "train":
         train(config, workdir)
     own = workdir / config.name

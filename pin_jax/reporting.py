@@ -30,6 +30,18 @@ def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def make_workdir(workdir: pathlib.Path) -> None:
+    """The folder of a run.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: cannot be made ({error.strerror}); choose another --workdir") from error
+
+
 def plan(title: str, rows: Mapping[str, str]) -> None:
     """The table of what a run will do, printed before it works."""
     table = Table(title=title, show_header=False, title_justify="left")

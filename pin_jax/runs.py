@@ -6,6 +6,7 @@ import difflib
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,18 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
-from pin_jax import adapters, evaluate, figures, inspection, methods, photographs, reporting, sharding, train
+from pin_jax import (
+    adapters,
+    evaluate,
+    figures,
+    inspection,
+    methods,
+    photographs,
+    predictions,
+    reporting,
+    sharding,
+    train,
+)
 from pin_jax import compile as compiling
 from pin_jax.vlm import VLM, load_vlm, on_grid
 
@@ -36,17 +48,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
     begin = time.monotonic()
     if config.run == "compile":
-        _make(workdir)
+        reporting.make_workdir(workdir)
         compiling.run(config, workdir)
         return
     if config.run == "predict":
         _check_predict(config)
-    mesh = sharding.make_mesh(config.mesh, config.batch_size if config.run == "train" else 0)
-    pieces = {"language_model": config.language_model, "vision": config.vision} if config.language_model else {}
-    rules = sharding.rules(config.rules)
-    vlm, _ = load_vlm(config.vlm, config.dtype, mesh, rules, config.remat, config.attention, **pieces)
-    vlm = on_grid(vlm, config.grid)
-    _make(workdir)
+    vlm = open_vlm(config, config.batch_size if config.run == "train" else 0)
+    reporting.make_workdir(workdir)
     if config.run == "predict":
         predict(config, workdir, vlm)
         return
@@ -65,11 +73,17 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     score(config, workdir, vlm, time.monotonic() - begin)
 
 
-def _make(workdir: pathlib.Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {workdir}: cannot be made ({error.strerror}); choose another --workdir") from error
+def open_vlm(config: ConfigDict, batch: int = 0) -> VLM:
+    """The VLM of a config on its mesh, its boxes on config.grid.
+
+    Args:
+      batch: that the mesh must divide; 0 for any.
+    """
+    mesh = sharding.make_mesh(config.mesh, batch)
+    pieces = {"language_model": config.language_model, "vision": config.vision} if config.language_model else {}
+    rules = sharding.rules(config.rules)
+    vlm, _ = load_vlm(config.vlm, config.dtype, mesh, rules, config.remat, config.attention, **pieces)
+    return on_grid(vlm, config.grid)
 
 
 def _claim(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> None:
@@ -112,7 +126,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
         photographs.table(title, rows)
     else:
         reporting.results_table(title, rows, evaluate.COLUMNS)
-    evaluate.write_coco(workdir, records, asked, answers, vlm.codec.image_size)
+    predictions.write(workdir, records, answers, vlm.codec.image_size)
     shown = range(min(24, len(records)))
     of = [[k for k, q in enumerate(asked) if q.image == i] for i in shown]
     figures.predictions(
@@ -139,20 +153,20 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
 def _check_predict(config: ConfigDict) -> None:
     if not config.image:
         raise UserError("config.image is empty: give a picture, --config.image=photo.jpg")
-    if not names(config):
+    if not listed(config.prompts):
         raise UserError("config.prompts is empty: give names, --config.prompts='cat,red apple'")
     open_image(config.image)
 
 
-def names(config: ConfigDict) -> list[str]:
-    """The names in config.prompts."""
-    given = config.prompts.split(",") if isinstance(config.prompts, str) else config.prompts
-    return [name.strip() for name in given if name.strip()]
+def listed(given: str | Sequence[str]) -> list[str]:
+    """`a,b`, or a sequence of names, as a list without empty ones."""
+    parts = given.split(",") if isinstance(given, str) else given
+    return [part.strip() for part in parts if part.strip()]
 
 
 def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> dict[str, Any]:
     """Finds config.prompts in config.image; writes boxes.json (pixels of the photograph) and boxes.png."""
-    wanted = names(config)
+    wanted = listed(config.prompts)
     for name in wanted:
         if vlm.names and name not in vlm.names:
             near = difflib.get_close_matches(name, vlm.names, 3, 0.5)

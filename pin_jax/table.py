@@ -18,8 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from pin_jax import evaluate, figures, reporting, runs, sharding
-from pin_jax.vlm import load_vlm
+from pin_jax import evaluate, figures, reporting, runs
 
 SCORES = ("mIoU", "mIoU_M", "mIoU_L")
 ORDER = (
@@ -35,12 +34,6 @@ PAPER = {
     },
     "blip2": {"vpt_f": (0.37, 0.16, 0.56), "vpt_v": (0.31, 0.13, 0.47), "pin": (0.44, 0.24, 0.63)},
 }  # fmt: skip
-
-
-def names(given: Any) -> list[str]:
-    """`a,b`, or a tuple of names."""
-    parts = given.split(",") if isinstance(given, str) else given
-    return [part.strip() for part in parts if part.strip()]
 
 
 def model_config(source: str) -> ConfigDict:
@@ -84,10 +77,7 @@ def frozen_rows(config: ConfigDict, model: str, seed: int, folder: pathlib.Path)
     row = row_config(config, model, "", seed)
     row.eval.context, row.eval.context_seed = tuple(config.context), seed
     begin = time.monotonic()
-    mesh = sharding.make_mesh(row.mesh)
-    pieces = {"language_model": row.language_model, "vision": row.vision} if row.language_model else {}
-    vlm, _ = load_vlm(row.vlm, row.dtype, mesh, sharding.rules(row.rules), row.remat, row.attention, **pieces)
-    rows, *_ = evaluate.evaluate(row, vlm, None)
+    rows, *_ = evaluate.evaluate(row, runs.open_vlm(row), None)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         reporting.write_json(folder / runs.RESULTS, rows | {"seconds": {"evaluation": time.monotonic() - begin}})
@@ -100,8 +90,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
       UserError: an unknown model or method; whatever a row's run raises.
     """
     seeds = [int(seed) for seed in config.seeds]
-    wanted = [(model, seed, method) for seed in seeds for model in names(config.models)
-              for method in ("", *names(config.methods))]  # fmt: skip
+    wanted = [(model, seed, method) for seed in seeds for model in runs.listed(config.models)
+              for method in ("", *runs.listed(config.methods))]  # fmt: skip
     configs = [row_config(config, model, method, seed) for model, seed, method in wanted]  # all checked before any runs
     for number, ((model, seed, method), row) in enumerate(zip(wanted, configs, strict=True), 1):
         folder = workdir / model / f"seed_{seed}" / (method or "frozen")
@@ -114,7 +104,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         else:
             frozen_rows(config, model, seed, folder)
         jax.clear_caches()
-    table = gather(workdir, names(config.models), seeds, names(config.methods))
+    table = gather(workdir, runs.listed(config.models), seeds, runs.listed(config.methods))
     if jax.process_index() == 0:
         write(config, workdir, table)
 

@@ -236,20 +236,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     return state.trainable
 
 
-def shapes(method: Any, frozen: Any) -> Any:
-    """Shapes of a method's parameters."""
-    return jax.eval_shape(lambda rng: method.init(rng, frozen), jax.random.key(0))
-
-
 def in_vision(method: Any, frozen: Any) -> bool:
     """Whether a method acts inside the vision encoder; see `Inserts.in_vision`."""
-    return jax.eval_shape(method.inserts, shapes(method, frozen)).in_vision
+    return jax.eval_shape(method.inserts, methods.shapes(method, frozen)).in_vision
 
 
 def describe(config: ConfigDict, vlm: VLM) -> dict[str, str]:
     """What a run will do, for the table printed before it works."""
     method = methods.build(config.method, vlm.model.config, config.method_options)
-    trainable = shapes(method, vlm.params)
+    trainable = methods.shapes(method, vlm.params)
     devices, samples = jax.devices(), config.steps * config.batch_size
     mesh = " x ".join(f"{axis} {size}" for axis, size in vlm.mesh.shape.items())
     kept = "pictures" if in_vision(method, vlm.params) else "features"

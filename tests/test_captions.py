@@ -95,6 +95,21 @@ def test_look_questions_line_up_with_their_answers(tokenizer, records):
             assert tokenizer.decode([answer]) == f" {look.words()[slot]}"
 
 
+def test_an_image_of_several_tokens(tokenizer, records):
+    record = next(r for r in records if len(r["names"]) == 2)
+    one, three = (captions.LookQuestions(tokenizer, most=3, image="<image>" * n).map(record) for n in (1, 3))
+    np.testing.assert_array_equal(three["ids"][:8, 2:][one["ids"][:8] != 0], one["ids"][:8][one["ids"][:8] != 0])
+    assert ((three["ids"] == tokenizer.convert_tokens_to_ids("<image>")).sum(1)[:8] == 3).all()
+    one, three = (
+        captions.CaptionTexts(tokenizer, NAMES, CODEC, 48, box_rows=0, image="<image>" * n).random_map(
+            record, np.random.default_rng(0)
+        )
+        for n in (1, 3)
+    )
+    np.testing.assert_array_equal(three["ids"][:, 2:], one["ids"])
+    np.testing.assert_array_equal(three["weights"][:, 2:], one["weights"])
+
+
 def test_a_look_stays_inside_its_box_and_changes_the_picture():
     sprite = cutouts.load("twemoji")[10][1]
     plain = looks.apply(sprite, looks.Look("big"), (40, 30))

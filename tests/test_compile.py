@@ -76,6 +76,18 @@ def test_models_by_name(tmp_path):
         published.architecture("Salesforce/blip2-opt-2,7b", "float32", remat="none")
 
 
+@pytest.mark.parametrize(
+    ("message", "bytes_"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded", 20.5 * 2**30),
+        ("the total memory required for HLO temporaries (512.00M) exceeds available HBM (15.75G)", 2**29),
+        ("INVALID_ARGUMENT: something else", None),
+    ],
+)
+def test_what_xla_says_it_would_need(message, bytes_):
+    assert compiling.asked_for(message) == bytes_
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("slice_name", ["v5e:2x2", "v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
 def test_a_slice_is_compiled_for(tmp_path, slice_name):

@@ -75,7 +75,7 @@ def build(vlm: VLM, name: str):
 
 def moved(vlm: VLM, method):
     """Parameters with every weight random."""
-    return random_params(train.shapes(method, vlm.params), scale=0.2)
+    return random_params(methods.shapes(method, vlm.params), scale=0.2)
 
 
 def loss(vlm: VLM, method, frozen, params, data):
@@ -245,7 +245,7 @@ OPENFLAMINGO_3B = FlamingoConfig(
 def test_published_parameter_counts(config, tower, expected):
     frozen = {"vision": skeleton(ViT(tower), jnp.zeros((1, 224, 224, 3)))}
     for name, wanted in expected.items():
-        assert count(train.shapes(methods.build(name, config), frozen)) == wanted, name
+        assert count(methods.shapes(methods.build(name, config), frozen)) == wanted, name
 
 
 def test_vpt_starts_uniform():

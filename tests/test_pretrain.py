@@ -36,17 +36,22 @@ def test_the_recipe_in_minutes(tmp_path):
 
 
 @pytest.mark.heavy
-def test_the_second_one_reads_through_a_perceiver_and_shares_stage_1(tmp_path):
-    for variant in ("smoke", "perceiver_smoke"):
+@pytest.mark.parametrize(
+    ("second", "own"), [("perceiver", ("perceiver/",)), ("blip2", ("qformer/", "projection/", "lm/"))]
+)
+def test_another_one_shares_stage_1(tmp_path, second, own):
+    for variant in ("smoke", f"{second}_smoke"):
         command = [sys.executable, "main.py", f"--config=configs/tiny_vlm.py:{variant}", f"--workdir={tmp_path}"]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert len(list((tmp_path / "cache").glob("features-*.npy"))) == 1
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("tiny_flamingo", "tiny_perceiver"))
-    for key, value in second.items():
+    first, other = (load_file(tmp_path / name / "model.safetensors") for name in ("tiny_flamingo", f"tiny_{second}"))
+    for key, value in other.items():
         assert np.isfinite(value).all()
         if key.startswith("vision/"):
             np.testing.assert_array_equal(value, first[key])
-    assert {key for key in second if key.startswith("perceiver/")} == second.keys() - first.keys()
-    assert json.loads((tmp_path / "knows_perceiver.json").read_text()) != json.loads(
+    assert {key for key in other if key not in first} and all(
+        key.startswith(own) for key in other.keys() - first.keys()
+    )
+    assert json.loads((tmp_path / f"knows_{second}.json").read_text()) != json.loads(
         (tmp_path / "knows.json").read_text()
     )

@@ -162,6 +162,8 @@ def test_prediction_run_goes_on_past_a_bad_picture(folder, tmp_path, capsys):
         ({"dtype": "float16"}, "config.dtype 'float16': expected one of float32, bfloat16"),
         ({"source": "folder:x"}, "config.source 'folder:x': expected scenes, labels:DIR, points:DIR, or a data set"),
         ({"methods": ("clip", "germ")}, "config.methods: 'germ'; expected some of clip"),
+        ({"methods": ("gem heat=3",)}, "setting 'heat=3'; expected depth="),
+        ({"methods": ("gem depth=deep",)}, "setting 'depth=deep'; expected depth="),
     ],
 )
 def test_bad_configs_are_one_line(folder, tmp_path, changes, message):

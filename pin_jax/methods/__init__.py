@@ -18,6 +18,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from input_pipeline.errors import UserError
 from pin_jax.methods.combined import Combined
 from pin_jax.methods.lora import LoraVision
@@ -95,6 +97,11 @@ def _check(name: str, options: Mapping[str, Any], known: Any) -> None:
             f"method {name} has no option {option!r}; expected {', '.join(known) or 'none'}; the variant"
             f" --config=FILE:method={name} chooses a method together with its options"
         )
+
+
+def shapes(method: Any, frozen: Any = None) -> Any:
+    """Shapes and dtypes of a method's parameters, without computing any; `frozen` as in its `init`."""
+    return jax.eval_shape(lambda rng: method.init(rng, frozen), jax.random.key(0))
 
 
 def describe(method: Any) -> tuple[str, dict[str, Any]]:
