@@ -105,6 +105,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.lm = ConfigDict({"width": 128, "depth": 4, "heads": 2, "mlp": 512, "positions": 768, "unroll": True})
         # Between the stages the queries learn, over cached features, what the vision encoder learned: names and looks.
         config.query_fit = ConfigDict({"lr": 1e-3, "steps": 800, "batch": 64, "look_weight": 1.0})
+        # Then the decoder learns language, and to look names up, from words: prefixes of what such queries say.
+        config.words_fit = ConfigDict({"lr": 3e-3, "steps": 1600, "batch": 16, "images": 4000,
+                                       "texts": {"keywords": 0.4, "alone": 0.5, "box_rows": 0.2}})  # fmt: skip
     if variant.endswith("smoke"):
         for part in config.vision_fits:
             part["schedule_steps"] //= 100
@@ -114,6 +117,6 @@ def get_config(variant: str = "") -> ConfigDict:
         for part in config.language_fits:
             part["steps"], part["schedule_steps"] = 30, 30
         if config.qformer:
-            config.query_fit.steps = 30
+            config.query_fit.steps, config.words_fit.steps, config.words_fit.images = 30, 30, 200
         config.eval.images = 64
     return config

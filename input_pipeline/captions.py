@@ -53,6 +53,11 @@ def look_question(text: Text, slot: str, name: str, look: looks.Look) -> Text:
     return text.add(f"The {slot} of the {name} is").add(f" {getattr(look, slot)}", ANSWER).add(".")
 
 
+def keywords(text: Text, slot: str, name: str, look: looks.Look) -> Text:
+    """` colour cat red.`: the answer straight behind the name, so that one step of attention finds it."""
+    return text.add(f" {slot}").add(f" {name}").add(f" {getattr(look, slot)}", ANSWER).add(".")
+
+
 def look_list(text: Text, name: str, look: looks.Look, syntax: float = REST) -> Text:
     """`In the image is a cat looking like [big,red,plain,blue].`: a list in the syntax of boxes, in words only."""
     text.add(f"In the image is {article(name)}").add(f" {name}", 1.0).add(" looking like").add(" [", syntax)
@@ -96,6 +101,8 @@ class CaptionTexts(grain.transforms.RandomMap):
       length: T, beyond the image's own tokens but for one; longer rows are cut.
       box_rows: share of box statements among the third rows. box_with_image: share of them that have the image.
       syntax: weight of brackets and commas.
+      keywords: share of statements about looks that are mere keywords.
+      alone: share of rows of statements about looks that are all about one object.
       image: what stands for the image in a text.
     """
 
@@ -106,6 +113,8 @@ class CaptionTexts(grain.transforms.RandomMap):
     box_rows: float = 0.6
     box_with_image: float = 0.3
     syntax: float = REST
+    keywords: float = 0.0
+    alone: float = 0.0
     image: str = "<image>"
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -129,8 +138,14 @@ class CaptionTexts(grain.transforms.RandomMap):
         return out
 
     def _looks(self, row: Text, names: Sequence[str], seen: Sequence[looks.Look], rng, most: int) -> Text:
-        for i in rng.permutation(len(names))[:most]:
-            if rng.random() < 0.6:
+        about = rng.permutation(len(names))[:most]
+        if self.alone and rng.random() < self.alone:
+            about = np.repeat(about[:1], 2)
+        for i in about:
+            if self.keywords and rng.random() < self.keywords:
+                for slot in rng.permutation(list(looks.SLOTS))[:2]:
+                    keywords(row, str(slot), names[i], seen[i])
+            elif rng.random() < 0.6:
                 look_list(row, names[i], seen[i], self.syntax)
             else:
                 for slot in rng.permutation(list(looks.SLOTS))[:2]:

@@ -25,13 +25,14 @@ from pin_jax import evaluate, features, reporting, word_tokenizer
 from pin_jax import pretrain_language as language
 from pin_jax import pretrain_queries as queries
 from pin_jax import pretrain_vision as vision
+from pin_jax import pretrain_words as words
 from pin_jax import vlm as vlm_lib
 from pin_jax.fit import State, adamw, fit
 from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.interface import Inserts
 from pin_jax.models.mpt import MPTConfig
-from pin_jax.models.opt import OPTConfig
+from pin_jax.models.opt import OPT, OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import ViTConfig
@@ -155,6 +156,35 @@ def train_queries(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen:
     return fit("stage 1, queries", folder, State(params, tx.init(params)), step_fn, phases, config)
 
 
+def train_words(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any, bank: Any, params: Any) -> Any:
+    """The decoder behind prefixes of words (`pretrain_words`). `seen`: parameters of the queries' stage; returns those
+    of the language model."""
+    part, model = (
+        config.words_fit,
+        vision.BagOfWordsModel(shape.model.config.vision, len(shape.names), shape.model.config.qformer),
+    )
+    made_of = words.fit_words(model, seen, bank, part.images)
+    scenes = words.Said(shape.names, tuple(config.language_scenes.objects), part.steps * part.batch, config.seed + 200)
+    texts = captions.CaptionTexts(shape.tokenizer, shape.names, shape.codec, config.text_length, image="", **part.texts)
+    rows = tuple(len(table) for table in (made_of.objects, made_of.residual, made_of.background))
+    prefixes = words.Prefixes(texts, config.qformer.queries, rows)
+    tx, lm = adamw(part.lr, part.steps), OPT(shape.model.config.lm)
+    loss = functools.partial(words.loss_fn, lm, words=made_of, pad=shape.model.config.pad_token)
+
+    def step(state, batch, rng, option):
+        del rng, option
+        grads, metrics = jax.grad(lambda params: loss(params, batch=batch), has_aux=True)(state.params)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        return State(optax.apply_updates(state.params, updates), opt), metrics
+
+    def iterator():
+        return batches(scenes, [prefixes], part.batch, seed=config.seed, threads=config.threads)
+
+    step_fn, phases = jax.jit(step, donate_argnums=0, static_argnums=3), [(part.steps, iterator, [None])]
+    folder = workdir / f"words{config.suffix}"
+    return fit("stage 2, words", folder, State(params, tx.init(params)), step_fn, phases, config)
+
+
 def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any) -> Any:
     """Stage 2: see `pretrain_language`. `seen` is stage 1's parameters; returns the whole VLM's."""
     size, model, frozen = config.vision.image_size, shape.model, seen["encoder"]
@@ -173,6 +203,7 @@ def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen
     if config.qformer:
         seen = train_queries(config, workdir, shape, seen, bank)
         params = queries.start(params, rng, seen["encoder"], ids, seen["names"])
+        params["lm"] = train_words(config, workdir, shape, seen, bank, params["lm"])
     else:
         params = language.match_init(params, rng, ids, seen["names"])
     del params["vision"]

@@ -68,22 +68,30 @@ def match_init(params: Any, rng: jax.Array, name_ids: np.ndarray, names: jax.Arr
 def loss_fn(
     vlm: nn.Module, lm: Any, vision_params: Any, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted next-token cross-entropy of rows of text.
+    """Weighted next-token cross-entropy of rows of text about images; see `text_loss`.
 
     Args:
       lm: what trains: every parameter but the vision encoder's.
       batch: vision float[B, N, D], ids int[B, R, T], weights float[B, R, T].
-
-    Returns:
-      The loss, and the share of right answers among tokens that weigh most.
     """
     ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
-    weights = batch["weights"].reshape(ids.shape)[:, 1:]
     params = {**lm, "vision": vision_params}
     mask = ids != vlm.config.pad_token
     logits = vlm.apply({"params": params}, None, ids, mask, vision=batch["vision"][:, None])[:, :-1]
+    return text_loss(logits, ids, batch["weights"].reshape(ids.shape))
+
+
+def text_loss(logits: jax.Array, ids: jax.Array, weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weighted next-token cross-entropy.
+
+    Args:
+      logits: float[R, T - 1, V], of the tokens after the first. ids: int[R, T]. weights: float[R, T].
+
+    Returns:
+      The loss, and the share of right answers among the tokens that weigh most, and among names.
+    """
     cost = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
-    right = logits.argmax(-1) == ids[:, 1:]
+    right, weights = logits.argmax(-1) == ids[:, 1:], weights[:, 1:]
     answers, named = weights >= 6, (weights >= 3) & (weights < 6)
     return (cost * weights).sum() / weights.sum(), {
         "answers": (right & answers).sum() / answers.sum(),

@@ -1,4 +1,4 @@
-"""The small BLIP-2's start: queries gather patches that are alike, and a name reads the query that holds it."""
+"""The small BLIP-2's start: queries gather patches that are alike, and stand where the decoder looks for names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from pin_jax import pretrain_queries
-from pin_jax.models.opt import OPT, OPTConfig
 from pin_jax.models.qformer import QFormer, QFormerConfig
 from pin_jax.pretrain_vision import unit
 
@@ -38,35 +37,15 @@ def test_queries_gather_what_is_alike():
     assert share > 0.9 and kinds >= 2
 
 
-def test_a_name_reads_the_queries_that_hold_it():
-    """Moving a query that holds the asked name changes the name's place more than moving another query does."""
-    module = OPT(OPTConfig(vocab=10, width=WIDTH, depth=2, heads=2, mlp=32, positions=32))
+def test_the_decoder_begins_in_the_space_of_the_queries():
+    """A query that is a name's vector stands where the name's own token does."""
     names = jax.random.normal(jax.random.fold_in(KEY, 4), (4, WIDTH))
-    mask = jnp.ones((1, QUERIES + 3), bool)
-    random = module.init(KEY, jnp.zeros((1, QUERIES + 3, WIDTH)), mask)["params"]
-    started = pretrain_queries.search_init(random, jax.random.fold_in(KEY, 5), np.arange(4), names, QUERIES)
-    held = np.arange(QUERIES) % 4  # query i holds name i % 4
-    noise = 0.5 * jax.random.normal(jax.random.fold_in(KEY, 6), (QUERIES, WIDTH))
-    prefix = pretrain_queries.EMBEDDING_SCALE * unit(unit(names)[held] + noise)
-
-    @jax.jit
-    def pull(lm, asked):
-        text = lm["embedding"][jnp.array([8, 9, asked])]
-        slope = jax.jacrev(lambda p: module.apply({"params": lm}, jnp.concatenate([p, text])[None], mask)[0, -1])(
-            prefix
-        )
-        return jnp.sqrt((slope**2).sum((0, 2)))  # of each query, over all logits
-
-    def advantage(lm):
-        """Pull of the right queries over that of the wrong ones, mean over names."""
-        pulls = [np.asarray(pull(lm, asked)) for asked in range(4)]
-        return np.mean([p[held == n].mean() / p[held != n].mean() for n, p in enumerate(pulls)])
-
-    assert advantage(started) > 2 > 1.5 > advantage(random)
-
-
-def test_positions_lean_to_what_is_near():
-    table = np.asarray(pretrain_queries.waves(40, WIDTH))
-    np.testing.assert_allclose(table.var(1) + table.mean(1) ** 2, 1, atol=1e-4)
-    products = table @ table[20] / WIDTH
-    assert products.argmax() == 20 and products[19] > products[17] > products[12]
+    random = jax.random.normal(KEY, (10, WIDTH))
+    params = {"projection": {"kernel": 0.02 * jnp.ones((WIDTH, WIDTH)), "bias": jnp.zeros(WIDTH)}}
+    params |= {"lm": {"embedding": random}, "vision": {}, "qformer": {}}
+    started = pretrain_queries.start(params, KEY, {"queries": random}, np.arange(3, 7), names)
+    assert started["qformer"] == {"queries": random}
+    said = unit(names) @ started["projection"]["kernel"]
+    cosines = unit(said) @ unit(started["lm"]["embedding"]).T / WIDTH
+    np.testing.assert_array_equal(cosines.argmax(1), np.arange(3, 7))
+    assert float(cosines[np.arange(4), np.arange(3, 7)].min()) > 0.9
