@@ -1,11 +1,12 @@
-"""BLIP-2's train step and decoding at sizes that fit, against transformers (torch) doing the same in the same run.
+"""BLIP-2's train step, forward pass and decoding at sizes that fit, against transformers and KerasHub in the same run.
 
   python benchmarks/pin_step.py --model mid --batch 4                      # CPU, minutes
   python benchmarks/pin_step.py --model opt-2.7b --dtype bfloat16 --batch 64 --out results.json      # an H100
 
 Weights are random: speed does not depend on them. Both sides train the insert on a frozen model (vision encoder without
-gradient, backward through language model and Q-Former, Adam) and write 12 tokens, on the same shapes. The
-peer is left out where torch is not installed.
+gradient, backward through language model and Q-Former, Adam) and write 12 tokens, on the same shapes. KerasHub, on
+its JAX backend, only runs forward: pixels and ids to logits. A peer that is not installed is left out; it may be in
+another environment (`--torch-python`, `--keras-python`). Peers run one after the other, so the machine should be idle.
 MFU is the work that the model needs (no recomputation) over the rate of a large matrix product measured here.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -32,6 +32,7 @@ from input_pipeline.boxes import BoxCodec  # noqa: E402
 from pin_jax import decode, flops, sharding, train  # noqa: E402
 from pin_jax.methods import METHODS  # noqa: E402
 from pin_jax.models.blip2 import PRESETS, Blip2, Blip2Config  # noqa: E402
+from pin_jax.models.interface import Inserts  # noqa: E402
 from pin_jax.models.opt import OPTConfig  # noqa: E402
 from pin_jax.models.qformer import QFormerConfig  # noqa: E402
 from pin_jax.models.vit import ViTConfig  # noqa: E402
@@ -129,7 +130,11 @@ def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.n
     out["train_samples_per_second"] = samples = rate(one_step, rows, options.seconds)
     out["train_mfu"] = samples * work / rows / out["matmul_flops_per_second"]
     out["hours_for_150000_steps_of_64"] = 150_000 * 64 / samples / 3600
-    vision = vlm._encode(params, device["image"])[:, None]
+    forward = jax.jit(lambda params, image, ids: model.apply({"params": params}, vlm.pixels(image)[:, None], ids))
+    out["forward_samples_per_second"] = rate(
+        lambda: forward(params, device["image"], device["ids"][:, 0]).block_until_ready(), rows, options.seconds
+    )
+    vision = vlm._encode(params, device["image"], Inserts())[:, None]
     prompt = jax.device_put(batch["ids"][:, :-10])
     inserts = method.inserts(held[0].trainable)
     for name, search, extra in (("greedy", decode.greedy, {}), ("beams", decode.beam, {"beams": 3})):
@@ -227,7 +232,53 @@ def torchs(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np
     return out
 
 
-PARTS = {"ours": ours, "torch": torchs}
+def kerass(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """KerasHub's BLIP-2 on the JAX backend: the forward pass, compiled, all logits."""
+    import os
+
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+    import keras_hub
+    from keras_hub import models
+
+    keras.config.set_dtype_policy(options.dtype)
+    vision, qformer, lm = config.vision, config.qformer, config.lm
+    encoder = models.BLIP2VisionEncoder(
+        image_size=vision.image_size, patch_size=vision.patch, num_layers=vision.depth, num_heads=vision.heads,
+        hidden_dim=vision.width, intermediate_dim=vision.mlp, use_patch_bias=True, use_class_token=True,
+        use_mha_bias=True, use_mlp_bias=True, dropout_rate=0.0, layer_norm_epsilon=vision.eps, initializer_range=0.02,
+    )  # fmt: skip
+    queries = models.BLIP2QFormer(
+        num_query_tokens=qformer.queries, num_layers=qformer.depth, num_heads=qformer.heads, hidden_dim=qformer.width,
+        intermediate_dim=qformer.mlp, vision_dim=vision.width, cross_attention_frequency=qformer.cross_every,
+        dropout=0.0, layer_norm_epsilon=qformer.eps,
+    )  # fmt: skip
+    text = models.BLIP2CustomOPT(
+        vocabulary_size=lm.vocab, num_layers=lm.depth, num_heads=lm.heads, hidden_dim=lm.width,
+        intermediate_dim=lm.mlp, num_query_tokens=qformer.queries, dropout=0.0, max_sequence_length=lm.positions,
+        qformer_hidden_dim=qformer.width,
+    )  # fmt: skip
+    model = models.BLIP2Backbone(vision_encoder=encoder, qformer=queries, language_model=text)
+    weights = [[v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables)]
+
+    @jax.jit
+    def forward(trainable, rest, image, ids):
+        given = {"images": (image / 255.0 - 0.5) / 0.5, "token_ids": ids, "padding_mask": jnp.ones_like(ids)}
+        hidden, _ = model.stateless_call(trainable, rest, given)
+        table = trainable[table_at]  # the tied head, as KerasHub's own `reverse=True` computes it
+        return jnp.einsum("btd,vd->btv", hidden, table)
+
+    table_at = next(i for i, v in enumerate(model.trainable_variables) if v is model.token_embedding.embeddings)
+    image, ids = jax.device_put(batch["image"]), jax.device_put(batch["ids"][:, qformer.queries :])
+    shape = jax.eval_shape(forward, *weights, image, ids).shape
+    assert shape == (*batch["ids"].shape, lm.vocab), shape
+    rows = len(batch["ids"])
+    taken = rate(lambda: forward(*weights, image, ids).block_until_ready(), rows, options.seconds)
+    return {"keras_hub": keras_hub.__version__, "parameters": model.count_params(), "forward_samples_per_second": taken}
+
+
+PARTS = {"ours": ours, "torch": torchs, "keras": kerass}
+NEEDS = {"torch": "torch", "keras": "keras_hub"}
 
 
 def main() -> None:
@@ -239,28 +290,34 @@ def main() -> None:
     parser.add_argument("--remat", choices=("none", "full", "dots"), default="none")
     parser.add_argument("--attention", choices=("xla", "cudnn"), default="xla", help="of the vision encoder")
     parser.add_argument("--seconds", type=float, default=20, help="for each measurement")
-    parser.add_argument("--peer", choices=("torch", "none"), default="torch")
+    parser.add_argument("--peers", default="torch,keras", help="some of torch,keras; empty for none")
+    parser.add_argument("--torch-python", default=sys.executable, help="an interpreter with torch and transformers")
+    parser.add_argument("--keras-python", default=sys.executable, help="an interpreter with keras-hub and this project")
     parser.add_argument("--out", default="")
-    parser.add_argument("--part", choices=PARTS, help="one of the two alone, printed as JSON")
+    parser.add_argument("--part", choices=PARTS, help="one side alone, printed as JSON")
     options = parser.parse_args()
     config = MODELS[options.model]
     batch = inputs(config, options.batch, options.length)
     if options.part:
         print(json.dumps(PARTS[options.part](config, options, batch)))
         return
-    names = ["ours"] + ["torch"] * (options.peer == "torch")
-    if "torch" in names and importlib.util.find_spec("torch") is None:
-        print("torch is not installed: no peer")
-        names.remove("torch")
-    result: dict[str, Any] = {"settings": {k: v for k, v in vars(options).items() if k not in ("out", "part")}}
-    for name in names:  # each in a process of its own: the other would keep the device's memory
-        command = [sys.executable, __file__, *sys.argv[1:], "--part", name]
+    skip = ("out", "part", "torch_python", "keras_python")
+    result: dict[str, Any] = {"settings": {k: v for k, v in vars(options).items() if k not in skip}}
+    for name in ("ours", *filter(None, options.peers.split(","))):
+        # Each in a process of its own: the other would keep the device's memory.
+        python = {"torch": options.torch_python, "keras": options.keras_python}.get(name, sys.executable)
+        looked = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+        if name in NEEDS and subprocess.run([python, "-c", looked, NEEDS[name]]).returncode:
+            print(f"{python} has no {NEEDS[name]}: that peer is left out")
+            continue
+        command = [python, __file__, *sys.argv[1:], "--part", name]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         result[name] = json.loads(done.stdout.splitlines()[-1])
         print(name, json.dumps(result[name], indent=1), flush=True)
-    if "torch" in names:
-        result["ratio"] = {key: result["ours"][key] / value for key, value in result["torch"].items()}
-        print("ratio", json.dumps(result["ratio"], indent=1))
+        if name != "ours":
+            ratio = {k: result["ours"][k] / v for k, v in result[name].items() if k.endswith("_second")}
+            result[f"ratio_to_{name}"] = ratio
+            print(f"ratio to {name}", json.dumps(ratio, indent=1), flush=True)
     if options.out:
         result["date"] = time.strftime("%Y-%m-%d")
         pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -108,6 +108,12 @@ def get_config(variant: str = "") -> ConfigDict:
         # Then the decoder learns language, and to look names up, from words: prefixes of what such queries say.
         config.words_fit = ConfigDict({"lr": 3e-3, "steps": 1600, "batch": 16, "images": 4000,
                                        "texts": {"keywords": 0.4, "alone": 0.5, "box_rows": 0.2}})  # fmt: skip
+        # And goes on with the real ones, gently, or it falls back to guessing looks by their frequency.
+        texts = {"keywords": 0.3, "alone": 0.4, "box_rows": 0.5, "box_with_image": 0.7, "syntax": 1.0}
+        config.language_fits = [
+            {"lr": 5e-4, "schedule_steps": 0, "steps": 2000, "texts": texts},
+            {"lr": 5e-4, "schedule_steps": 0, "steps": 1600, "texts": {**texts, "keywords": 0.1, "alone": 0.2}},
+        ]
     if variant.endswith("smoke"):
         for part in config.vision_fits:
             part["schedule_steps"] //= 100
