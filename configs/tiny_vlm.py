@@ -113,6 +113,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.language_fits = [
             {"lr": 5e-4, "schedule_steps": 0, "steps": 2000, "texts": texts},
             {"lr": 5e-4, "schedule_steps": 0, "steps": 1600, "texts": {**texts, "keywords": 0.1, "alone": 0.2}},
+            {"lr": 5e-4, "schedule_steps": 0, "steps": 1600, "texts": {**texts, "keywords": 0.1, "alone": 0.2}},
         ]
     if variant.endswith("smoke"):
         for part in config.vision_fits:

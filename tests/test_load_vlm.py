@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 import pin_jax
 from input_pipeline.errors import UserError
 from input_pipeline.questions import BoxQuestions
-from pin_jax import sharding, train
+from pin_jax import runs, sharding, train
 from pin_jax.models.blip2 import BLIP2_FLAN_T5_XL, BLIP2_OPT_2_7B, BLIP2_OPT_6_7B
 from pin_jax.vlm import flatten
 from pin_jax.weights import blip2
@@ -219,3 +219,15 @@ def test_any_mesh_that_divides(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     shares = [float(line) for line in done.stdout.split()]
     assert shares[0] < 0.3 and shares[1] < 0.4, shares
+
+
+def test_a_run_on_t5(tmp_path):
+    """Encoder-decoder: the box is the decoder's text; trained, decoded on the grid, evaluated again from its file."""
+    config = tiny_blip2.config_for(tiny_blip2.write(tmp_path, "t5"), steps=3)
+    config.eval.decoder = "grid_beam"
+    runs.run(config, tmp_path / "w")
+    first = json.loads((tmp_path / "w" / "results.json").read_text())
+    assert first["pin"]["unparsed"] == 0 and first["raw"]["queries"] > 0
+    config.run = "evaluate"
+    runs.run(config, tmp_path / "w")
+    assert json.loads((tmp_path / "w" / "results.json").read_text())["pin"] == first["pin"]
