@@ -1,6 +1,6 @@
 """PIN on BLIP-2. Variants: `opt-2.7b`, `opt-6.7b` and `flan-t5-xl`, the published models at full size; `tiny`, the
-small one that `configs/tiny_vlm.py:blip2` makes (none ships yet). Behind the model may stand options, as in
-`pin_flamingo.py`; `eval=SET` evaluates on a published set (docs/data.md).
+small one that ships. Behind the model may stand options, as in `pin_flamingo.py`; `eval=SET` evaluates on a published
+set (docs/data.md).
 
   python main.py --config=configs/pin_blip2.py:tiny --workdir=runs/tiny_blip2
   python main.py --config=configs/pin_blip2.py:opt-2.7b --workdir=runs/blip2 --config.scenes.cutouts=xpaste:pool.json \

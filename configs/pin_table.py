@@ -19,14 +19,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.program = "pin_table"
     # Names, separated by commas; the entries below say which configs they are.
-    config.models = "blip2,flamingo" if variant == "full" else "flamingo"  # the small BLIP-2 does not ship yet
+    config.models = "blip2,flamingo"
     config.configs = ConfigDict({"blip2": "configs/pin_blip2.py:tiny", "flamingo": "configs/pin_flamingo.py:tiny"})
     config.methods = "coop,vpt_f,vpt_v,lora_v,pin"
     config.context = (2, 5, 10)  # rows of worked examples; () for none
     config.seeds = (0, 1, 2)
 
     # The same for every method; None keeps what the model's config says.
-    config.steps = 800  # of 32 images: about 25 minutes for the Flamingo and a seed on two cores
+    config.steps = 800  # of 32 images: about 25 minutes for a model and a seed on two cores
     config.cache_images = 8_000
     config.lr = 1.5e-3
     config.rates = ConfigDict()  # learning rates of single methods, where they are to differ
