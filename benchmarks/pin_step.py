@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -234,8 +235,6 @@ def torchs(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np
 
 def kerass(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.ndarray]) -> dict[str, Any]:
     """KerasHub's BLIP-2 on the JAX backend: the forward pass, compiled, all logits."""
-    import os
-
     os.environ["KERAS_BACKEND"] = "jax"
     import keras
     import keras_hub
@@ -296,6 +295,9 @@ def main() -> None:
     parser.add_argument("--out", default="")
     parser.add_argument("--part", choices=PARTS, help="one side alone, printed as JSON")
     options = parser.parse_args()
+    peers = [name for name in options.peers.split(",") if name]
+    if set(peers) - set(NEEDS):
+        parser.error(f"--peers {options.peers}: expected some of {','.join(NEEDS)}")
     config = MODELS[options.model]
     batch = inputs(config, options.batch, options.length)
     if options.part:
@@ -303,7 +305,7 @@ def main() -> None:
         return
     skip = ("out", "part", "torch_python", "keras_python")
     result: dict[str, Any] = {"settings": {k: v for k, v in vars(options).items() if k not in skip}}
-    for name in ("ours", *filter(None, options.peers.split(","))):
+    for name in ("ours", *peers):
         # Each in a process of its own: the other would keep the device's memory.
         python = {"torch": options.torch_python, "keras": options.keras_python}.get(name, sys.executable)
         looked = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"

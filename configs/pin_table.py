@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.seeds = (0, 1, 2)
 
     # The same for every method; None keeps what the model's config says.
-    config.steps = 800  # of 32 images: about 25 minutes for a model and a seed on two cores
+    config.steps = 800  # of 32 images; docs/methods.md has the time of a step of each method
     config.cache_images = 8_000
     config.lr = 1.5e-3
     config.rates = ConfigDict()  # learning rates of single methods, where they are to differ

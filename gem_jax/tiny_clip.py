@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from gem_jax import pretrained
@@ -22,7 +21,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
 from input_pipeline.scenes import Scenes, scene_config
 from pin_jax import evaluate, reporting, word_tokenizer
-from pin_jax.fit import State, adamw, fit
+from pin_jax.fit import adamw, fit
 from pin_jax.models.vit import ViTConfig, normalise
 from pin_jax.pretrain_vision import MEAN, STD
 
@@ -78,15 +77,11 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
               for p in config.phases]  # fmt: skip
     tx = adamw(config.fit.lr, sum(steps for steps, _, _ in phases))
 
-    def step(state, batch, rng, keep):
-        grads, metrics = jax.grad(functools.partial(loss_fn, model, config.loss), has_aux=True)(
-            state.params, batch, rng, keep
-        )
-        updates, opt = tx.update(grads, state.opt, state.params)
-        return State(optax.apply_updates(state.params, updates), opt), metrics
+    def loss(params, held, batch, rng, keep):
+        del held
+        return loss_fn(model, config.loss, params, batch, rng, keep)
 
-    step = jax.jit(step, donate_argnums=0, static_argnums=3)
-    params = fit("contrastive training", workdir, State(params, tx.init(params)), step, phases, config)
+    params = fit("contrastive training", workdir, params, tx, loss, phases, config)
     pretrained.save(workdir / FOLDER, model, params, tokenizer, MEAN, STD, names)
 
 

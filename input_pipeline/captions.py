@@ -139,7 +139,7 @@ class CaptionTexts(grain.transforms.RandomMap):
 
     def _looks(self, row: Text, names: Sequence[str], seen: Sequence[looks.Look], rng, most: int) -> Text:
         about = rng.permutation(len(names))[:most]
-        if self.alone and rng.random() < self.alone:
+        if self.alone and rng.random() < self.alone:  # a share of 0 draws no number: other recipes stay as they were
             about = np.repeat(about[:1], 2)
         for i in about:
             if self.keywords and rng.random() < self.keywords:

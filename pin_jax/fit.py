@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -33,17 +34,28 @@ def adamw(lr: float, steps: int) -> optax.GradientTransformation:
 def fit(
     title: str,
     workdir: pathlib.Path,
-    state: State,
-    step_fn: Callable[[State, dict, jax.Array, Any], tuple[State, dict]],
+    params: Any,
+    tx: optax.GradientTransformation,
+    loss_fn: Callable[[Any, Any, dict, jax.Array, Any], tuple[jax.Array, dict]],
     phases: list[tuple[int, Callable[[], Any], list]],
     config: ConfigDict,
+    held: Any = None,
 ) -> Any:
     """Runs the phases of one stage, or goes on where its last checkpoint stands; returns the parameters.
 
     Args:
-      step_fn: (state, batch, rng, option) -> state, metrics.
-      phases: (steps, iterator factory, options) each; the options of step_fn take turns.
+      loss_fn: (params, held, batch, rng, option) -> loss, metrics; compiled once for each option.
+      phases: (steps, iterator factory, options) each; the options of loss_fn take turns.
+      held: arrays that loss_fn reads and that do not train; arguments of the compiled step, not constants in it.
     """
+
+    @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
+    def step_fn(state: State, held: Any, batch: dict, rng: jax.Array, option: Any) -> tuple[State, dict]:
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, held, batch, rng, option)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        return State(optax.apply_updates(state.params, updates), opt), metrics
+
+    state = State(params, tx.init(params))
     checkpoints = Checkpoints(workdir, identity=title, keep=2)
     restored = checkpoints.restore(state)
     done = 0
@@ -62,7 +74,7 @@ def fit(
             if data_state is not None and done > at - steps:
                 iterator.set_state(data_state)
             for i in range(done + 1, at + 1):
-                state, metrics = step_fn(state, next(iterator), jax.random.key(i - 1), options[i % len(options)])
+                state, metrics = step_fn(state, held, next(iterator), jax.random.key(i - 1), options[i % len(options)])
                 done = i
                 if i % config.log_every == 0 or i == total:
                     values = {name: float(value) for name, value in metrics.items()}

@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -27,7 +26,7 @@ from pin_jax import pretrain_queries as queries
 from pin_jax import pretrain_vision as vision
 from pin_jax import pretrain_words as words
 from pin_jax import vlm as vlm_lib
-from pin_jax.fit import State, adamw, fit
+from pin_jax.fit import adamw, fit
 from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.interface import Inserts
@@ -98,21 +97,25 @@ def build(config: ConfigDict) -> Shape:
     return Shape(Flamingo(shape), tokenizer, names, codec)
 
 
-def _words_step(model: vision.BagOfWordsModel, tx: optax.GradientTransformation, look_weight: float):
-    """A step of stage 1; its option is the share of patches that are seen."""
+def _bag_of_words(shape: Shape, qformer: bool) -> vision.BagOfWordsModel:
+    """The model of stage 1, or of its queries."""
+    config = shape.model.config
+    return vision.BagOfWordsModel(config.vision, len(shape.names), config.qformer if qformer else None)
 
-    def step(state, batch, rng, keep):
-        grad = jax.grad(functools.partial(vision.loss_fn, model), has_aux=True)
-        grads, metrics = grad(state.params, batch, rng, keep, look_weight)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        return State(optax.apply_updates(state.params, updates), opt), metrics
 
-    return jax.jit(step, donate_argnums=0, static_argnums=3)
+def _words_loss(model: vision.BagOfWordsModel, look_weight: float):
+    """The loss of stage 1 for `fit`; its option is the share of patches that are seen."""
+
+    def loss(params, held, batch, rng, keep):
+        del held
+        return vision.loss_fn(model, params, batch, rng, keep, look_weight)
+
+    return loss
 
 
 def train_vision(config: ConfigDict, workdir: pathlib.Path, shape: Shape) -> Any:
     """Stage 1: see `pretrain_vision`. Returns its parameters."""
-    model = vision.BagOfWordsModel(shape.model.config.vision, len(shape.names))
+    model = _bag_of_words(shape, False)
     size = config.vision.image_size
     params = jax.jit(functools.partial(model.init, method="everything"))(
         jax.random.key(config.seed), np.zeros((1, size, size, 3), np.uint8), np.zeros((1, 1), np.int32)
@@ -130,15 +133,14 @@ def train_vision(config: ConfigDict, workdir: pathlib.Path, shape: Shape) -> Any
     for k, part in enumerate(config.vision_fits):
         phases = [(p["images"] // p["batch"], make(p), list(p["keep"])) for p in part["phases"]]
         tx = adamw(part["lr"], part["schedule_steps"] or sum(steps for steps, _, _ in phases))
-        step_fn = _words_step(model, tx, part["look_weight"])
-        title = f"stage 1, vision, part {k + 1}"
-        params = fit(title, workdir / f"vision_{k + 1}", State(params, tx.init(params)), step_fn, phases, config)
+        title, loss = f"stage 1, vision, part {k + 1}", _words_loss(model, part["look_weight"])
+        params = fit(title, workdir / f"vision_{k + 1}", params, tx, loss, phases, config)
     return params
 
 
 def train_queries(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any, bank: Any) -> Any:
     """Stage 1 of BLIP-2's queries: the same words, read from them. `seen` and what returns: parameters of stage 1."""
-    model = vision.BagOfWordsModel(shape.model.config.vision, len(shape.names), shape.model.config.qformer)
+    model = _bag_of_words(shape, True)
     part, most = config.query_fit, config.language_scenes.objects[1]
     params = jax.jit(functools.partial(model.init, method="everything"))(
         jax.random.key(config.seed), bank[0]["vision"][None], np.zeros((1, 1), np.int32)
@@ -151,38 +153,36 @@ def train_queries(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen:
         return batches(bank, [words], part.batch, seed=config.seed, threads=config.threads)
 
     tx = adamw(part.lr, part.steps)
-    step_fn, phases = _words_step(model, tx, part.look_weight), [(part.steps, iterator, [None])]
-    folder = workdir / f"queries{config.suffix}"
-    return fit("stage 1, queries", folder, State(params, tx.init(params)), step_fn, phases, config)
+    loss, phases = _words_loss(model, part.look_weight), [(part.steps, iterator, [None])]
+    return fit("stage 1, queries", workdir / f"queries{config.suffix}", params, tx, loss, phases, config)
 
 
 def train_words(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any, bank: Any, params: Any) -> Any:
-    """The decoder behind prefixes of words (`pretrain_words`). `seen`: parameters of the queries' stage; returns those
-    of the language model."""
-    part, model = (
-        config.words_fit,
-        vision.BagOfWordsModel(shape.model.config.vision, len(shape.names), shape.model.config.qformer),
-    )
-    made_of = words.fit_words(model, seen, bank, part.images)
+    """The decoder behind prefixes of words (`pretrain_words`).
+
+    Args:
+      seen: parameters of the queries' stage. bank: scene records with `vision`. params: of the language model.
+
+    Returns:
+      The language model's parameters.
+    """
+    part = config.words_fit
+    made_of = words.fit_words(_bag_of_words(shape, True), seen, bank, shape.names, part.images)
     scenes = words.Said(shape.names, tuple(config.language_scenes.objects), part.steps * part.batch, config.seed + 200)
     texts = captions.CaptionTexts(shape.tokenizer, shape.names, shape.codec, config.text_length, image="", **part.texts)
     rows = tuple(len(table) for table in (made_of.objects, made_of.residual, made_of.background))
     prefixes = words.Prefixes(texts, config.qformer.queries, rows)
     tx, lm = adamw(part.lr, part.steps), OPT(shape.model.config.lm)
-    loss = functools.partial(words.loss_fn, lm, words=made_of, pad=shape.model.config.pad_token)
 
-    def step(state, batch, rng, option):
+    def loss(params, made_of, batch, rng, option):
         del rng, option
-        grads, metrics = jax.grad(lambda params: loss(params, batch=batch), has_aux=True)(state.params)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        return State(optax.apply_updates(state.params, updates), opt), metrics
+        return words.loss_fn(lm, params, made_of, batch, shape.model.config.pad_token)
 
     def iterator():
         return batches(scenes, [prefixes], part.batch, seed=config.seed, threads=config.threads)
 
-    step_fn, phases = jax.jit(step, donate_argnums=0, static_argnums=3), [(part.steps, iterator, [None])]
-    folder = workdir / f"words{config.suffix}"
-    return fit("stage 2, words", folder, State(params, tx.init(params)), step_fn, phases, config)
+    phases = [(part.steps, iterator, [None])]
+    return fit("stage 2, words", workdir / f"words{config.suffix}", params, tx, loss, phases, config, made_of)
 
 
 def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any) -> Any:
@@ -208,11 +208,9 @@ def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen
         params = language.match_init(params, rng, ids, seen["names"])
     del params["vision"]
 
-    def step(tx, state, batch, rng, option):
+    def loss(params, frozen, batch, rng, option):
         del rng, option
-        grads, metrics = jax.grad(functools.partial(language.loss_fn, model), has_aux=True)(state.params, frozen, batch)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        return State(optax.apply_updates(state.params, updates), opt), metrics
+        return language.loss_fn(model, params, frozen, batch)
 
     for k, part in enumerate(config.language_fits):
 
@@ -224,10 +222,9 @@ def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen
             return batches(bank, [texts], config.language_batch, seed=seed, threads=config.threads)
 
         tx = adamw(part["lr"], part["schedule_steps"] or part["steps"])
-        step_fn = jax.jit(functools.partial(step, tx), donate_argnums=0, static_argnums=3)
         title, phases = f"stage 2, language, part {k + 1}", [(part["steps"], iterator, [None])]
         folder = workdir / f"language_{k + 1}{config.suffix}"
-        params = fit(title, folder, State(params, tx.init(params)), step_fn, phases, config)
+        params = fit(title, folder, params, tx, loss, phases, config, frozen)
     return {**params, "vision": frozen}
 
 

@@ -47,21 +47,24 @@ class QueryWords:
     background: jax.Array
 
 
-def fit_words(model: BagOfWordsModel, params: Any, bank: Any, images: int) -> QueryWords:
+def fit_words(model: BagOfWordsModel, params: Any, bank: Any, names: tuple[str, ...], images: int) -> QueryWords:
     """Measures `QueryWords` by least squares on the queries of some pictures.
 
     Each query belongs to the object in its picture whose name it scores highest, unless it scores an absent one higher.
 
     Args:
-      model, params: of the queries' own stage. bank: scene records with `vision`. images: how many of them are read.
+      model, params: of the queries' own stage. bank: scene records with `vision`. names: all of them, in the
+        order of the model's. images: how many records are read.
     """
-    index = {name: i for i, name in enumerate(sorted(set(bank.scenes.names)))}
+    index = {name: i for i, name in enumerate(names)}
+    images = min(images, len(bank))
     read = jax.jit(lambda vision: model.apply({"params": params}, vision))
     tokens, held, seen, owner = [], [], [], []
-    for start in range(0, min(images, len(bank)), 50):
-        records = [bank[i] for i in range(start, min(start + 50, images, len(bank)))]
+    for start in range(0, images, 50):
+        numbers = range(start, min(start + 50, images))
+        records = [bank[i] for i in numbers]
         found, logits = jax.device_get(read(np.stack([r["vision"] for r in records])))
-        for i, token, score, record in zip(range(start, start + 50), found, logits, records, strict=False):
+        for i, token, score, record in zip(numbers, found, logits, records, strict=True):
             ids = np.array([index[name] for name in record["names"]])
             own = score[:, ids].argmax(1)
             real = score[np.arange(len(score)), ids[own]] >= score.max(1) - MARGIN

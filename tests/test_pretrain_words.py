@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +33,6 @@ def texts(tokenizer, **options):
 class Bank:
     """Scenes whose `vision` is already what the queries are to be: float[Q, D]."""
 
-    scenes = types.SimpleNamespace(names=NAMES)
-
     def __init__(self, count: int):
         rng = np.random.default_rng(0)
         self.names = 3 * rng.normal(size=(len(NAMES), WIDTH))
@@ -63,7 +59,7 @@ class Bank:
 
 def test_words_of_queries_are_measured():
     bank = Bank(400)
-    words = pretrain_words.fit_words(bank, {}, bank, 400)
+    words = pretrain_words.fit_words(bank, {}, bank, NAMES, 400)
     for i in range(20):
         record = bank.said[i]
         index = record["looks"][0].indices()
