@@ -98,6 +98,21 @@ def test_every_object_stands_in_the_prefix_with_its_look(tokenizer):
     assert 0.2 < empty / (60 * QUERIES) < 0.5  # half of those that are not the first of an object
 
 
+def test_a_prefix_is_the_sum_of_what_its_queries_hold():
+    rng = np.random.default_rng(0)
+    mean, names, table, objects, residual, background = (
+        rng.normal(size=size).astype(np.float32)
+        for size in (WIDTH, (4, WIDTH), (len(SLOTS), 9, WIDTH), (3, WIDTH), (5, WIDTH), (2, WIDTH))
+    )
+    batch = {
+        "names": np.array([[2, -1]]), "looks": np.array([[[1, 3, 0, 8], [0, 0, 0, 0]]]), "objects": np.array([[2, 0]]),
+        "residual": np.array([[4, 1]]), "background": np.array([[0, 1]]), "noise": np.array([0.5], np.float32),
+    }  # fmt: skip
+    made = pretrain_words.prefix(pretrain_words.QueryWords(mean, names, table, objects, residual, background), batch)
+    held = names[2] + table[0, 1] + table[1, 3] + table[2, 0] + table[3, 8] + 0.5 * (objects[2] + residual[4])
+    np.testing.assert_allclose(made[0], np.stack([mean + held, mean + background[1]]), atol=1e-5)
+
+
 def test_keywords_and_rows_about_one_object(tokenizer):
     record = {"names": ["cat", "dog"], "looks": [looks.Look("big", "red"), looks.Look("tiny", "blue")]}
     rng = np.random.default_rng(0)
