@@ -104,6 +104,25 @@ def test_cache_with_left_padding_equals_unpadded_uncached_rows():
         np.testing.assert_allclose(np.stack(cached)[:, row], uncached[row, n - 1 : n + steps], **TOLERANCE)
 
 
+def test_cache_keeps_the_last_image_of_each_row_and_goes_on_as_without_it():
+    """A row of two images, one that has come to its first image only, and one that has seen none."""
+    model, params = tiny.flamingo()
+    pixels, ids = random_inputs(3, 9, images=2)
+    pixels = jnp.concatenate([pixels, pixels[:1] + 1])
+    ids[0, 4] = tiny.IMAGE
+    ids[2, 0] = 7
+    mask = jnp.ones((3, 6), bool)
+    vision = run(model, "encode")(params, pixels)
+    logits, cache = run(model, "prefill")(params, vision, jnp.asarray(ids[:, :6]), mask, steps=3)
+    cached = [logits]
+    for i in range(6, 9):
+        logits, cache = run(model, "step")(params, cache, jnp.asarray(ids[:, i]))
+        cached.append(logits)
+    uncached = run(model)(params, pixels, jnp.asarray(ids))
+    np.testing.assert_allclose(np.stack(cached, 1), uncached[:, 5:], **TOLERANCE)
+    assert cache["media"][0].shape[2] == model.config.perceiver.latents
+
+
 def test_reordered_cache_goes_on_as_the_rows_it_was_made_of():
     model, params = tiny.flamingo()
     pixels, ids = random_inputs(4, 6)  # two rows an image

@@ -272,10 +272,11 @@ class Flamingo(nn.Module):
         context = self.config.lm.context(jnp.arange(x.shape[1]), mask)
         x, written = self.lm.run(x, keys, self._visible(index, media), context)
         room = [(0, 0), (0, 0), (0, steps), (0, 0), (0, 0)]
+        keys, visible = self._recent(keys, index[:, -1:], media)
         cache = {
             "text": jax.tree.map(lambda a: jnp.pad(a, room), written),
             "media": keys,
-            "visible": self._visible(index[:, -1:], media),
+            "visible": visible,
             "mask": jnp.pad(mask, [(0, 0), (0, steps)], constant_values=True),
             "index": jnp.full(x.shape[:1] if ragged else (), x.shape[1], jnp.int32),
         }
@@ -319,6 +320,23 @@ class Flamingo(nn.Module):
         """bool[R, T, I * L]: a text token attends only to the most recent image before it."""
         owner = jnp.repeat(jnp.arange(1, media.shape[1] + 1), media.shape[2])
         return index[..., None] == owner
+
+    def _recent(
+        self, keys: tuple[jax.Array, jax.Array], index: jax.Array, media: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        """What the text to come can see: keys float[G, B, S, H, d] and bool[R, 1, S], given int[R, 1] from the last token.
+
+        Where each sample has one row, only the keys of its last image are kept: S is L then, and I * L otherwise.
+        """
+        visible = self._visible(index, media)
+        images, length = media.shape[1:3]
+        if images == 1 or media.shape[0] != index.shape[0]:
+            return keys, visible
+        last = (index - 1).clip(0)[None, ..., None, None, None]
+        keys = tuple(
+            jnp.take_along_axis(rearrange(k, "g b (i l) h d -> g b i l h d", i=images), last, 2)[:, :, 0] for k in keys
+        )
+        return keys, jnp.broadcast_to(index[..., None] > 0, (*index.shape, length))
 
     def _media_keys(self, media: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self.lm.media_keys(rearrange(media, "b i l d -> b (i l) d"))

@@ -153,9 +153,19 @@ class Dense(nn.Dense):
         branch = self.get_variable("params", "low_rank")
         x, a, b = nn.dtypes.promote_dtype(inputs, branch["a"], branch["b"], dtype=self.dtype or y.dtype)
         if "key" in branch:
-            keep = 1 - branch["rate"].astype(x.dtype)
-            x = jnp.where(jax.random.bernoulli(branch["key"], keep, x.shape), x / keep, 0)
+            x = dropped(branch["key"], branch["rate"], x)
         return y + x @ a @ b
+
+
+def dropped(key: jax.Array, rate: jax.Array, x: jax.Array) -> jax.Array:
+    """Dropout of x float[..., D] whose rate float[] is rounded to 1/256: a byte of randomness an element, not a word.
+
+    On a CPU drawing the words would take longer than the layers that it is for.
+    """
+    cut = jnp.round(rate * 256)
+    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 4)), jnp.uint32)
+    drawn = rearrange(jax.lax.bitcast_convert_type(words, jnp.uint8), "... d b -> ... (d b)")[..., : x.shape[-1]]
+    return jnp.where(drawn >= cut, x * (256 / (256 - cut)).astype(x.dtype), 0)
 
 
 def dense(features: int, use_bias: bool = True, name: str | None = None, dtype: Any = None) -> Dense:
