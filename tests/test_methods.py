@@ -307,6 +307,10 @@ def test_a_method_of_ones_own_in_one_file(tmp_path, monkeypatch):
         ("pin+pin", {}, ["the same method twice"]),
         ("vpt_v", {"hidden": 3}, ["no option 'hidden'", "tokens, dropout", "--config=FILE:method=vpt_v"]),
         ("pin+coop", {"hidden": 3}, ["no option 'hidden'", "pin, coop"]),
+        ("lora_v", {"rank": 0}, ["rank 0", "from 1 on"]),
+        ("lora_v", {"dropout": 1.0}, ["dropout 1.0", "below 1"]),
+        ("vpt_f", {"tokens": 0}, ["0 tokens", "at least one"]),
+        ("pin", {"hidden": (512, -1)}, ["(512, -1)", "from 1 on"]),
         ("nowhere:Shift", {}, ["cannot be imported", "module:Class"]),
     ],
 )

@@ -28,7 +28,10 @@ class LoraVision:
       layers: a regular expression for whole paths of dense layers among the parameters, `vision/blocks/qkv` for one;
         a stack of layers has one path, and each of its layers a branch of its own.
       rank, alpha: the branch is scaled by alpha / rank.
-      dropout: in training, of the branch's input.
+      dropout: in training, of the branch's input; see `layers.dropped`.
+
+    Raises:
+      UserError: a rank or dropout that cannot be.
     """
 
     config: Any
@@ -36,6 +39,13 @@ class LoraVision:
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.1
+
+    def __post_init__(self):
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise UserError(
+                f"config.method_options of lora_v: rank {self.rank}, dropout {self.dropout}; expected a rank from 1 on,"
+                " and a dropout from 0 to below 1"
+            )
 
     def init(self, rng: jax.Array, frozen: Any = None) -> Any:
         """a uniform in +-1/sqrt(in), b zero: at first the branches do nothing.

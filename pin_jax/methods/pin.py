@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from input_pipeline.errors import UserError
 from pin_jax.models.insert import PositionalInsert
 from pin_jax.models.interface import Inserts
 
@@ -19,11 +20,20 @@ class Pin:
       config: of the VLM it goes into.
       learned: learned positions instead of the fixed sinusoid.
       hidden: widths of psi's hidden layers.
+
+    Raises:
+      UserError: a width that cannot be.
     """
 
     config: Any
     learned: bool = False
     hidden: tuple[int, ...] = (512, 768)
+
+    def __post_init__(self):
+        if any(width < 1 for width in self.hidden):
+            raise UserError(
+                f"config.method_options.hidden {self.hidden}: expected widths from 1 on, as (512, 768)"
+            )
 
     @property
     def module(self) -> PositionalInsert:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.errors import UserError
 from pin_jax.models.interface import Inserts
 
 
@@ -24,12 +25,22 @@ class Tokens:
       tokens: P.
       dropout: in training, of single values, anew for each image.
       place: the field of `Inserts`.
+
+    Raises:
+      UserError: a number of tokens or a dropout that cannot be.
     """
 
     config: Any
     tokens: int = 20
     dropout: float = 0.0
     place: ClassVar[str] = ""
+
+    def __post_init__(self):
+        if self.tokens < 1 or not 0 <= self.dropout < 1:
+            raise UserError(
+                f"config.method_options: {self.tokens} tokens, dropout {self.dropout}; expected at least one token, and"
+                " a dropout from 0 to below 1"
+            )
 
     def init(self, rng: jax.Array, frozen: Any = None) -> Any:
         """VPT's start: uniform in +-sqrt(6 / (3 p p + D)), p the patch size."""
