@@ -31,9 +31,7 @@ class Pin:
 
     def __post_init__(self):
         if any(width < 1 for width in self.hidden):
-            raise UserError(
-                f"config.method_options.hidden {self.hidden}: expected widths from 1 on, as (512, 768)"
-            )
+            raise UserError(f"config.method_options.hidden {self.hidden}: expected widths from 1 on, as (512, 768)")
 
     @property
     def module(self) -> PositionalInsert:
