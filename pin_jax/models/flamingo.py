@@ -324,7 +324,7 @@ class Flamingo(nn.Module):
     def _recent(
         self, keys: tuple[jax.Array, jax.Array], index: jax.Array, media: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        """What the text to come can see: keys float[G, B, S, H, d] and bool[R, 1, S]; the last token has `index` int[R, 1].
+        """What the text to come can see: keys float[G, B, S, H, d], and bool[R, 1, S] from the last token's `index`.
 
         Where each sample has one row, only the keys of its last image are kept: S is L then, and I * L otherwise.
         """
