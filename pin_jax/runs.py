@@ -6,7 +6,7 @@ import difflib
 import json
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -94,7 +94,15 @@ def _claim(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> None:
         if config.run == "train" and jax.process_index() == 0:
             reporting.write_json(path, mine)
         return
-    theirs = json.loads(path.read_text("utf-8"))
+    refuse_another(workdir, json.loads(path.read_text("utf-8")), mine)
+
+
+def refuse_another(workdir: pathlib.Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Refuses a workdir whose config is another one, in any entry of mine.
+
+    Raises:
+      UserError: names the entries.
+    """
     different = [f"{key} {theirs.get(key)!r} there, {mine[key]!r} here" for key in mine if theirs.get(key) != mine[key]]
     if different:
         raise UserError(

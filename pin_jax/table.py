@@ -1,7 +1,7 @@
 """The PIN table: every method on every model with the same data, budget and seeds, beside the paper's figures.
 
 Each row is a run of its own, a train run like any other, in WORKDIR/MODEL/seed_S/METHOD; what has its results.json is
-not run again. Rows without parameters are asked in WORKDIR/MODEL/seed_S/frozen.
+not run again, and is refused if its budget was another. Rows without parameters are in WORKDIR/MODEL/seed_S/frozen.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from pin_jax import evaluate, figures, reporting, runs
 
+FROZEN = "frozen"
 SCORES = ("mIoU", "mIoU_M", "mIoU_L")
 ORDER = (
     "raw", "random", "constant", "2_context", "5_context", "10_context", "coop", "vpt_f", "vpt_v", "lora_v", "pin",
@@ -61,10 +62,13 @@ def row_config(config: ConfigDict, model: str, method: str, seed: int) -> Config
         source += f"{',' if ':' in source else ':'}method={method}"
     row = model_config(source)
     row.update({key: config[key] for key in ("steps", "cache_images", "lr") if config[key] is not None})
+    row.steps = config.model_steps.get(model, row.steps)
     row.seed, row.lr = seed, config.rates.get(method, row.lr)
     row.save_every = min(row.save_every, max(1, row.steps // 4))
     row.scenes.update({key: value for key, value in config.scenes.items() if value})
     row.eval.update({"images": config.eval_images, "context": ()})
+    if not method:  # the seed draws the worked examples
+        row.eval.update({"context": tuple(config.context), "context_seed": seed})
     for key in config.overrides:
         if key not in row:
             raise UserError(f"config.overrides {key!r}: the config of {model} has no such entry")
@@ -72,15 +76,35 @@ def row_config(config: ConfigDict, model: str, method: str, seed: int) -> Config
     return row
 
 
-def frozen_rows(config: ConfigDict, model: str, seed: int, folder: pathlib.Path) -> None:
-    """The rows without parameters; the seed draws the worked examples."""
-    row = row_config(config, model, "", seed)
-    row.eval.context, row.eval.context_seed = tuple(config.context), seed
+def frozen_rows(row: ConfigDict, folder: pathlib.Path) -> None:
+    """The rows without parameters."""
     begin = time.monotonic()
     rows, *_ = evaluate.evaluate(row, runs.open_vlm(row), None)
     if jax.process_index() == 0:
+        extra = {"config": json.loads(row.to_json_best_effort()), "seconds": {"evaluation": time.monotonic() - begin}}
         folder.mkdir(parents=True, exist_ok=True)
-        reporting.write_json(folder / runs.RESULTS, rows | {"seconds": {"evaluation": time.monotonic() - begin}})
+        reporting.write_json(folder / runs.RESULTS, rows | extra)
+
+
+def has_run(row: ConfigDict, folder: pathlib.Path) -> bool:
+    """Whether a folder has a row's results.
+
+    Raises:
+      UserError: they are of another budget, or of other questions.
+    """
+    path = folder / runs.RESULTS
+    if not path.exists():
+        return False
+
+    def entries(config: dict[str, Any]) -> dict[str, Any]:
+        chosen = runs.TRAINING if folder.name != FROZEN else ("vlm", "scenes")
+        return {key: config.get(key) for key in chosen} | {
+            f"eval.{key}": value for key, value in config["eval"].items()
+        }
+
+    theirs = json.loads(path.read_text("utf-8"))["config"]
+    runs.refuse_another(folder, entries(theirs), entries(json.loads(row.to_json_best_effort())))
+    return True
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -92,17 +116,21 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     seeds = [int(seed) for seed in config.seeds]
     wanted = [(model, seed, method) for seed in seeds for model in runs.listed(config.models)
               for method in ("", *runs.listed(config.methods))]  # fmt: skip
-    configs = [row_config(config, model, method, seed) for model, seed, method in wanted]  # all checked before any runs
-    for number, ((model, seed, method), row) in enumerate(zip(wanted, configs, strict=True), 1):
-        folder = workdir / model / f"seed_{seed}" / (method or "frozen")
-        if (folder / runs.RESULTS).exists():
+    rows = [
+        (row_config(config, model, method, seed), workdir / model / f"seed_{seed}" / (method or FROZEN))
+        for model, seed, method in wanted
+    ]
+    for row in rows:  # all are checked before any runs
+        has_run(*row)
+    for number, (row, folder) in enumerate(rows, 1):
+        if has_run(row, folder):
             continue
-        reporting.say(f"row {number} of {len(wanted)}: {method or 'frozen'} on {model}, seed {seed}")
-        if method:
+        reporting.say(f"row {number} of {len(rows)}: {folder.relative_to(workdir)}")
+        if folder.name == FROZEN:
+            frozen_rows(row, folder)
+        else:
             row.cache_folder = str(workdir / "cache")  # one bank serves all methods that act at the same side
             runs.run(row, folder)
-        else:
-            frozen_rows(config, model, seed, folder)
         jax.clear_caches()
     table = gather(workdir, runs.listed(config.models), seeds, runs.listed(config.methods))
     if jax.process_index() == 0:
@@ -121,8 +149,8 @@ def gather(workdir: pathlib.Path, models: list[str], seeds: list[int], methods: 
         found: dict[str, list[dict]] = {}
         for seed in seeds:
             folder = workdir / model / f"seed_{seed}"
-            frozen = json.loads((folder / "frozen" / runs.RESULTS).read_text("utf-8"))
-            for name in frozen.keys() - {"seconds"}:
+            frozen = json.loads((folder / FROZEN / runs.RESULTS).read_text("utf-8"))
+            for name in frozen.keys() - {"config", "seconds"}:
                 row = frozen[name] | {"parameters": 0, "seconds": frozen["seconds"]["evaluation"]}
                 found.setdefault(name, []).append(row)
             for method in methods:
@@ -174,7 +202,9 @@ def markdown(config: ConfigDict, table: dict[str, Any]) -> str:
 
     seeds = ", ".join(str(seed) for seed in config.seeds)
     lines = [
-        f"Seeds {seeds}; {config.steps:,} steps a method, learning rate {config.lr:g}"
+        f"Seeds {seeds}; {config.steps:,} steps a method"
+        + "".join(f" ({steps:,} on {model})" for model, steps in config.model_steps.items() if model in table)
+        + f", learning rate {config.lr:g}"
         + "".join(f" ({rate:g} for {name})" for name, rate in config.rates.items())
         + f"; {config.eval_images} images asked about. {time.strftime('%Y-%m-%d')}, {evaluate.devices()},"
         f" {platform.machine()}. Paper: PVOC, other models and data; its figures stand here for their order.",

@@ -32,15 +32,17 @@ def ran(monkeypatch):
         folder.mkdir(parents=True)
         value = 0.5 + 0.1 * config.seed + 0.05 * (config.method == "pin")
         seconds = {"training": 2.0, "evaluation": 1.0}
-        reporting.write_json(folder / "results.json", {config.method: scores(value), "seconds": seconds})
+        extra = {"config": json.loads(config.to_json_best_effort()), "seconds": seconds}
+        reporting.write_json(folder / "results.json", {config.method: scores(value), **extra})
         reporting.write_json(folder / "insert.json", {"parameters": 7})
 
-    def frozen(config, model, seed, folder):
-        done.append((model, "frozen", seed))
+    def frozen(config, folder):
+        done.append((config.vlm, "frozen", config.eval.context_seed))
         folder.mkdir(parents=True)
         rows = {name: scores(0.1) for name in ("2_context", "raw", "constant", "random")}
         rows["10_context"] = dict.fromkeys(scores(0.1))
-        reporting.write_json(folder / "results.json", rows | {"seconds": {"evaluation": 5.0}})
+        extra = {"config": json.loads(config.to_json_best_effort()), "seconds": {"evaluation": 5.0}}
+        reporting.write_json(folder / "results.json", rows | extra)
 
     monkeypatch.setattr(table.runs, "run", train_row)
     monkeypatch.setattr(table, "frozen_rows", frozen)
@@ -78,6 +80,30 @@ def test_rows_files_and_going_on(ran, tmp_path):
     (tmp_path / "flamingo" / "seed_1" / "pin").rmdir()
     table.run(config, tmp_path)
     assert [row[:3] for row in ran] == [("assets/tiny_flamingo", "pin", 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 5}, r"seed_0/coop belongs to another config: steps 4 there, 5 here; choose another --workdir"),
+        ({"rates": {"pin": 0.5}}, r"seed_0/pin belongs to another config: lr 0.0015 there, 0.5 here"),
+        ({"eval_images": 5}, r"seed_0/frozen belongs to another config: eval.images 4 there, 5 here"),
+        ({"context": (3,)}, r"seed_0/frozen belongs to another config: eval.context \[2\] there, \[3\] here"),
+    ],
+)
+def test_rows_of_another_budget_are_not_mixed_in(ran, tmp_path, changes, words):
+    table.run(small(), tmp_path)
+    ran.clear()
+    with pytest.raises(UserError, match=words):
+        table.run(small(seeds=(2, 0), **changes), tmp_path)
+    assert not ran  # not even those of the new seed
+
+
+def test_steps_of_a_single_model(ran, tmp_path):
+    table.run(small(model_steps={"blip2": 2}), tmp_path)
+    assert {row[4] for row in ran if row[0] == "assets/tiny_blip2" and row[1] != "frozen"} == {2}
+    assert {row[4] for row in ran if row[0] == "assets/tiny_flamingo" and row[1] != "frozen"} == {4}
+    assert "4 steps a method (2 on blip2), learning rate 0.0015" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
