@@ -1,9 +1,9 @@
 """Makes lora.npz from live peft: branches on every dense layer of the golden EVA tower, its output and the gradients.
 
-Run `python tests/golden/make_lora.py` where torch, transformers and peft are installed. Holds `a/LAYER/NAME`
-float32[r, in] and `b/LAYER/NAME` float32[out, r] as peft names and shapes them, `grad_a/...` and `grad_b/...` of the
-sum of `in/weight` times the output, `out/hidden`, and `out/merged`, the same after merge_and_unload. Weights and pixels
-are those of eva.npz.
+Run `PYTHONPATH=tests python tests/golden/make_lora.py` where torch, transformers and peft are installed. Holds
+`a/LAYER/NAME` float32[r, in] and `b/LAYER/NAME` float32[out, r] as peft names and shapes them, `grad_a/...` and
+`grad_b/...` of the sum of `in/weight` times the output, `out/hidden`, and `out/merged`, the same after
+merge_and_unload. Weights and pixels are those of eva.npz.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import numpy as np
 import peft
 import torch
 import transformers
-
-from make_golden import SHAPE  # isort: skip (a neighbour of this script)
+from golden.make_golden import SHAPE
 
 RANK, ALPHA = 3, 12.0
 
