@@ -16,6 +16,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from input_pipeline import limits
 from input_pipeline.errors import UserError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that there is no torch: none is needed
@@ -99,6 +100,7 @@ def main(argv: list[str]) -> None:
                 f"error: --{flag} is missing; for example --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny"
             )
     try:
+        limits.check(CONFIG.value)
         _distributed()
         importlib.import_module(PROGRAMS[CONFIG.value.program]).run(CONFIG.value, pathlib.Path(WORKDIR.value))
     except UserError as error:

@@ -18,6 +18,7 @@ CONFIG = "--config=configs/pin_flamingo.py:tiny"
         ([CONFIG, "--workdir=w", "--config.stepz=3"], ["config.stepz", "did you mean --config.steps"]),
         ([CONFIG, "--workdir=w", "--config.eval.image=3"], ["config.eval.image", "did you mean --config.eval.images"]),
         ([CONFIG, "--workdir=w", "--config.lr=fast"], ["config.lr", "fast"]),
+        ([CONFIG, "--workdir=w", "--config.steps=0"], ["config.steps 0", "above 0"]),
         (["--config=configs/pin_flamingo.py:tinny", "--workdir=w"], ["tinny", "tiny"]),
         (["--config=configs/pin_flamengo.py:tiny", "--workdir=w"], ["pin_flamengo", "configs/pin_flamingo.py"]),
         ([CONFIG], ["--workdir is missing"]),
