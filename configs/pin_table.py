@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # The same for every method; None keeps what the model's config says.
     config.steps = 800  # of 32 images; docs/methods.md has the time of a step of each method
-    # Steps of single models, where they are to differ. No row unlocks the small BLIP-2, PIN's own at 1,500 steps neither.
+    # Steps of single models, where they are to differ. No row unlocks the small BLIP-2, not even PIN at 1,500 steps.
     config.model_steps = ConfigDict({"blip2": 400})
     config.cache_images = 8_000
     config.lr = 1.5e-3
