@@ -44,6 +44,7 @@ def fit(
     """Runs the phases of one stage, or goes on where its last checkpoint stands; returns the parameters.
 
     Args:
+      params: where it begins; donated, so not to be used afterwards.
       loss_fn: (params, held, batch, rng, option) -> loss, metrics; compiled once for each option.
       phases: (steps, iterator factory, options) each; the options of loss_fn take turns.
       held: arrays that loss_fn reads and that do not train; arguments of the compiled step, not constants in it.

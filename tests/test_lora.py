@@ -127,12 +127,15 @@ def test_dropout_is_of_the_branch_alone_and_right_on_average():
 
     @jax.vmap
     def dropped(key):
-        return layer.apply({"params": params | {"low_rank": branch | {"key": key, "rate": jnp.float32(0.5)}}}, x)
+        return layer.apply({"params": params | {"low_rank": branch | {"key": key, "rate": jnp.float32(0.25)}}}, x)
 
     drawn = dropped(jax.random.split(jax.random.key(0), 4000))
     assert np.abs(drawn[0] - drawn[1]).max() > 0.1
     np.testing.assert_allclose(drawn.mean(0), whole, atol=0.4)
     assert np.abs(drawn.mean(0)).max() > 1.5
+    kept = layers.dropped(jax.random.key(2), jnp.float32(0.1), jnp.ones((100, 1001)))  # a width that is no whole words
+    np.testing.assert_allclose(np.unique(kept), [0, 256 / 230], rtol=1e-6)
+    assert abs((kept == 0).mean() - 26 / 256) < 0.005
     inserts = LoraVision(None, layers="vision/x").inserts(
         {"vision": {"x": jax.tree.map(lambda a: a[None], branch)}}, jax.random.key(1)
     )

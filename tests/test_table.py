@@ -61,6 +61,7 @@ def test_rows_files_and_going_on(ran, tmp_path):
     table.run(config, tmp_path)
     assert len(ran) == 2 * 2 * 3  # models, seeds, rows
     assert ("assets/tiny_blip2", "coop", 1, 0.5, 4, str(tmp_path / "cache")) in ran
+    assert ("assets/tiny_blip2", "frozen", 0) in ran and ("assets/tiny_blip2", "frozen", 1) in ran
     assert ("assets/tiny_flamingo", "pin", 0, 1.5e-3, 4, str(tmp_path / "cache")) in ran
     written = json.loads((tmp_path / "table.json").read_text())
     assert set(written) == {"blip2", "flamingo"}
