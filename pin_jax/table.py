@@ -143,10 +143,14 @@ def gather(workdir: pathlib.Path, models: list[str], seeds: list[int], methods: 
     Returns:
       {model: {row: {"mIoU", "mIoU_M", "mIoU_L", "std", "unparsed", "parameters", "seconds"}}}; std is that of the mIoU
       over seeds (of the population); seconds are of training and evaluation, of all frozen rows together for each.
+
+    Raises:
+      UserError: two rows of a model were trained on other frozen weights.
     """
     table = {}
     for model in models:
         found: dict[str, list[dict]] = {}
+        weights = {}  # hash of the frozen weights -> the first row on them
         for seed in seeds:
             folder = workdir / model / f"seed_{seed}"
             frozen = json.loads((folder / FROZEN / runs.RESULTS).read_text("utf-8"))
@@ -156,6 +160,12 @@ def gather(workdir: pathlib.Path, models: list[str], seeds: list[int], methods: 
             for method in methods:
                 results = json.loads((folder / method / runs.RESULTS).read_text("utf-8"))
                 card = json.loads((folder / method / "insert.json").read_text("utf-8"))
+                weights.setdefault(card["frozen"], folder / method)
+                if len(weights) > 1:
+                    raise UserError(
+                        f"{folder / method}: trained on other frozen weights of {model} than"
+                        f" {next(iter(weights.values()))}; delete the rows on the old ones, or give another workdir"
+                    )
                 seconds = sum(results["seconds"].values())
                 row = results[method] | {"parameters": card["parameters"], "seconds": seconds}
                 found.setdefault(method, []).append(row)

@@ -34,7 +34,7 @@ def ran(monkeypatch):
         seconds = {"training": 2.0, "evaluation": 1.0}
         extra = {"config": json.loads(config.to_json_best_effort()), "seconds": seconds}
         reporting.write_json(folder / "results.json", {config.method: scores(value), **extra})
-        reporting.write_json(folder / "insert.json", {"parameters": 7})
+        reporting.write_json(folder / "insert.json", {"parameters": 7, "frozen": config.vlm})
 
     def frozen(config, folder):
         done.append((config.vlm, "frozen", config.eval.context_seed))
@@ -98,6 +98,15 @@ def test_rows_of_another_budget_are_not_mixed_in(ran, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
         table.run(small(seeds=(2, 0), **changes), tmp_path)
     assert not ran  # not even those of the new seed
+
+
+def test_rows_on_other_frozen_weights_are_not_mixed(ran, tmp_path):
+    config = small()
+    table.run(config, tmp_path)
+    card = tmp_path / "flamingo/seed_1/pin/insert.json"
+    card.write_text(json.dumps({"parameters": 7, "frozen": "newer"}))
+    with pytest.raises(UserError, match="seed_1/pin: trained on other frozen weights of flamingo than .*seed_0/coop"):
+        table.run(config, tmp_path)
 
 
 def test_steps_of_a_single_model(ran, tmp_path):
