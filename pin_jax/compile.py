@@ -33,16 +33,20 @@ MOST_CHIPS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip by its maker's published figures: bfloat16 FLOP/s, bytes of HBM, bytes/s of HBM and between chips."""
+    """One chip by its maker's published figures: bfloat16 FLOP/s, bytes of HBM, bytes/s of HBM and between chips.
+
+    `mode` is libtpu's name for the way JAX runs on the chip, where libtpu by itself describes another.
+    """
 
     flops: float
     hbm: float
     hbm_rate: float
     link_rate: float
+    mode: str = ""
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9),
+    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, mode="megacore"),  # two cores, one device
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip(918e12, 32 * 2**30, 1640e9, 448e9),
@@ -66,14 +70,14 @@ def topology(name: str) -> tuple[list[Any], Chip]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     from jax.experimental import topologies
 
+    chip = CHIPS[match[1]]
+    mode = {"chip_config_name": chip.mode} if chip.mode else {}
     try:
-        devices = list(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
+        devices = list(topologies.get_topology_desc(topology_name=name, platform="tpu", **mode).devices)
     except Exception as error:  # the plug-in raises many kinds
         hint = "" if importlib.util.find_spec("libtpu") else "; pip install libtpu"
         raise UserError(f"config.topology {name!r}: libtpu cannot describe it ({str(error)[:200]}){hint}") from error
-    share = chips / len(devices)  # a v4 chip shows as two devices
-    chip = CHIPS[match[1]]
-    return devices, Chip(*(value * share for value in dataclasses.astuple(chip)))
+    return devices, chip
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

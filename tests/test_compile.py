@@ -93,9 +93,8 @@ def test_what_xla_says_it_would_need(message, bytes_):
 def test_a_slice_is_compiled_for(tmp_path, slice_name):
     pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
     folder = tiny_blip2.write(tmp_path / "vlm")
-    devices = 8 if slice_name.startswith("v4") else 4
     flags = {"vlm": folder, "run": "compile", "topology": slice_name, "batch_size": 16, "text_length": 24,
-             "mesh.data": 1, "mesh.fsdp": devices, "eval.batch_size": 4}  # fmt: skip
+             "mesh.data": 1, "mesh.fsdp": 4, "eval.batch_size": 4}  # fmt: skip
     command = [sys.executable, "main.py", "--config=configs/pin_blip2.py:opt-2.7b", f"--workdir={tmp_path / 'w'}"]
     command += [f"--config.{key}={value}" for key, value in flags.items()]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -106,6 +105,22 @@ def test_a_slice_is_compiled_for(tmp_path, slice_name):
     for key in ("compile", "compile_decode"):
         row = results[key]
         assert wanted | {"estimated_step_seconds"} <= row.keys()
-        assert row["devices"] == devices and row["params"] == 64_224
+        assert row["devices"] == 4 and row["params"] == 64_224
         assert 0 < row["frozen_per_device_bytes"] < row["hbm_per_device_bytes"] < math.inf
     assert results["compile"]["executed_flops_per_step"] > results["compile"]["flops_per_step"]
+
+
+@pytest.mark.heavy
+def test_axes_that_cut_a_side_of_the_slice():
+    pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
+    program = (
+        "from pin_jax import compile, sharding\n"
+        "for name, data, fsdp, tensor in (('v6e:4x8', 16, 2, 1), ('v4:4x4x4', 2, 32, 1), ('v5e:4x4', 2, 4, 2)):\n"
+        "    devices, chip = compile.topology(name)\n"
+        "    mesh = sharding.make_mesh({'data': data, 'fsdp': fsdp, 'tensor': tensor}, devices=devices)\n"
+        "    assert mesh.devices.shape == (data, fsdp, tensor) and set(mesh.devices.flat) == set(devices), name\n"
+        "    assert len(devices) == data * fsdp * tensor and chip is compile.CHIPS[name.split(':')[0]]\n"
+    )
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
