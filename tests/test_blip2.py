@@ -229,7 +229,7 @@ def test_predict(reference):
 @only("blip2_opt")
 def test_unroll_and_remat_change_nothing(reference):
     config = reference.model.config
-    fields = {"qformer": {"remat": "dots"}, "lm": {"remat": "full", "unroll": True}}
+    fields = {"vision": {"remat": "full"}, "qformer": {"remat": "dots"}, "lm": {"remat": "full", "unroll": True}}
     parts = {part: dataclasses.replace(getattr(config, part), **values) for part, values in fields.items()}
     compare_everything(reference, Blip2(dataclasses.replace(config, **parts)))
 

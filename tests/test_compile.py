@@ -76,6 +76,19 @@ def test_models_by_name(tmp_path):
         published.architecture("Salesforce/blip2-opt-2,7b", "float32", remat="none")
 
 
+def test_recomputation_reaches_the_vision_encoder_too(tmp_path):
+    """Methods that act inside the encoder keep all its activations otherwise."""
+    for source in (
+        "Salesforce/blip2-opt-2.7b",
+        "openflamingo/OpenFlamingo-3B-vitl-mpt1b",
+        str(tiny_blip2.write(tmp_path)),
+    ):
+        for remat in ("full", "none"):
+            config = published.architecture(source, "float32", remat=remat)[0].config
+            rest = (config.qformer, config.lm) if hasattr(config, "qformer") else (config,)
+            assert {part.remat for part in (config.vision, *rest)} == {remat}, source
+
+
 @pytest.mark.parametrize(
     ("message", "bytes_"),
     [

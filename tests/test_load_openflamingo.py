@@ -191,7 +191,8 @@ def test_pickled_and_open_clip_folders(mpt, tmp_path, monkeypatch):
     assert found.mean == (0.1, 0.2, 0.3)
     meta["model_cfg"]["quick_gelu"] = False
     (clip / "open_clip_config.json").write_text(json.dumps(meta))
-    assert open_pieces(path, lm, clip).model.config.vision.act == "gelu"
+    config = open_pieces(path, lm, clip, remat="full").model.config
+    assert (config.vision.act, config.vision.remat, config.remat) == ("gelu", "full", "full")
 
 
 def test_gpt_neox_with_ids_given_and_half_precision(tmp_path, golden, monkeypatch):

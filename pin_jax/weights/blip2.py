@@ -61,7 +61,7 @@ def config_of(
     Args:
       meta: the file. dtypes: of the computation, by part (`PARTS`).
       attention: of the vision encoder, see `ViTConfig`.
-      **fields: of the Q-Former and the language model: unroll, remat.
+      **fields: of every part: unroll, remat.
 
     Raises:
       UserError: a form of the architecture that no published BLIP-2 has.
@@ -109,7 +109,7 @@ def config_of(
         image_size=vision["image_size"], patch=vision["patch_size"], width=vision["hidden_size"],
         depth=vision["num_hidden_layers"], heads=vision["num_attention_heads"], mlp=vision["intermediate_size"],
         act=_ACTIVATIONS[vision["hidden_act"]], eps=vision["layer_norm_eps"], patch_bias=True, pre_norm=False,
-        antialias=False, dtype=dtypes.get("vision"), attention=attention, unroll=fields.get("unroll", False),
+        antialias=False, dtype=dtypes.get("vision"), attention=attention, **fields,
     )  # fmt: skip
     queries = QFormerConfig(
         queries=meta.get("num_query_tokens", 32), width=qformer["hidden_size"], depth=qformer["num_hidden_layers"],
@@ -230,10 +230,8 @@ def architecture(
     if source in PRESETS:
         config = PRESETS[source]
         dtypes = _dtypes(dtype, "t5" if isinstance(config.lm, T5Config) else "opt")
-        parts = {name: dataclasses.replace(getattr(config, name), dtype=dtypes[name]) for name in PARTS}
+        parts = {name: dataclasses.replace(getattr(config, name), dtype=dtypes[name], **fields) for name in PARTS}
         parts["vision"] = dataclasses.replace(parts["vision"], attention=attention)
-        for name in ("qformer", "lm"):
-            parts[name] = dataclasses.replace(parts[name], **fields)
         config = dataclasses.replace(config, **parts)
     elif recognises(pathlib.Path(source)):
         meta = files.read_json(pathlib.Path(source) / "config.json")

@@ -202,8 +202,9 @@ def open_pieces(
                 tensors.add(f"vision_encoder.{name.removeprefix(inside)}", from_folder, name)
 
     dtype = None if dtype in (None, "published", "float32") else dtype
+    remat = remat != "none" and remat
     config = FlamingoConfig(
-        vision=dataclasses.replace(vit, dtype=dtype, attention=attention),
+        vision=dataclasses.replace(vit, dtype=dtype, attention=attention, remat=remat),
         lm=dataclasses.replace(lm, vocab=rows, dtype=dtype),
         perceiver=PerceiverConfig(
             width=vit.width,
@@ -219,7 +220,7 @@ def open_pieces(
         image_token=ids["image"],
         end_token=ids["end"],
         pad_token=ids["pad"],
-        remat=remat != "none" and remat,
+        remat=remat,
     )
     source = f"OpenFlamingo of {path}, {language} and {tower}"
     dtypes = dict.fromkeys(PARTS, dtype or "float32")
@@ -347,5 +348,5 @@ def architecture(
     config = PUBLISHED[match[1].lower()]
     dtype = "float32" if dtype == "published" else dtype
     parts = {name: dataclasses.replace(getattr(config, name), dtype=dtype) for name in PARTS}
-    parts["vision"] = dataclasses.replace(parts["vision"], attention=attention)
+    parts["vision"] = dataclasses.replace(parts["vision"], attention=attention, remat=remat)
     return Flamingo(dataclasses.replace(config, **parts, remat=remat)), dict.fromkeys(PARTS, dtype), Frame()
