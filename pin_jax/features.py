@@ -35,7 +35,9 @@ class FeatureBank:
 
     def __init__(self, scenes: Scenes, path: pathlib.Path, key: str = "vision"):
         self.scenes, self.path, self.key = scenes, path, key
-        self._features: np.ndarray | None = None
+        # Not at the first record: records are read by several threads, and CPython 3.11's parser, which reads the
+        # header of the file, fails where two run at once.
+        self._features = np.load(path, mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -43,12 +45,10 @@ class FeatureBank:
     def __repr__(self) -> str:
         return f"FeatureBank({self.scenes!r}, {self.path.name})"
 
-    def __getstate__(self):
-        return {**self.__dict__, "_features": None}
+    def __reduce__(self):  # a worker maps the file itself
+        return FeatureBank, (self.scenes, self.path, self.key)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if self._features is None:
-            self._features = np.load(self.path, mmap_mode="r")
         return self.scenes.describe(index) | {self.key: np.array(self._features[index])}
 
 
@@ -70,7 +70,7 @@ def build(
       progress: called with the number of scenes done.
 
     Raises:
-      UserError: the disk is full.
+      UserError: the disk is full; a file that cannot be read.
     """
     from pin_jax.sharding import everywhere  # not above: workers that prepare data import this module, not JAX
 
@@ -78,7 +78,10 @@ def build(
     made_of = f"{scenes!r}" if encode is None else f"{identity} {scenes!r}"  # any VLM has the same pictures
     path = folder / f"{kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.npy"
     if everywhere(path.exists()):
-        return FeatureBank(scenes, path, key)
+        try:
+            return FeatureBank(scenes, path, key)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"feature cache {path} cannot be read ({error}); delete it, and it is made anew") from error
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.npy")  # processes may share the folder
     out = None
