@@ -36,7 +36,7 @@ class FeatureBank:
     def __init__(self, scenes: Scenes, path: pathlib.Path, key: str = "vision"):
         self.scenes, self.path, self.key = scenes, path, key
         # Not at the first record: records are read by several threads, and CPython 3.11's parser, which reads the
-        # header of the file, fails where two run at once.
+        # header of the file, may fail where two run at once (gh-106905).
         self._features = np.load(path, mmap_mode="r")
 
     def __len__(self) -> int:

@@ -107,6 +107,21 @@ def has_run(row: ConfigDict, folder: pathlib.Path) -> bool:
     return True
 
 
+def refuse_other_weights(folder: pathlib.Path, weights: dict[pathlib.Path, str]) -> None:
+    """Refuses a row that was trained on other frozen weights than the rows of its model before it.
+
+    Args:
+      weights: model's folder -> hash of the frozen weights; what is not there yet is added.
+
+    Raises:
+      UserError: they are others.
+    """
+    if folder.name != FROZEN:
+        frozen = json.loads((folder / "insert.json").read_text("utf-8"))["frozen"]
+        first = weights.setdefault(folder.parent.parent, frozen)
+        runs.refuse_another(folder, {"frozen": frozen}, {"frozen": first})
+
+
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs what is missing, and writes the table.
 
@@ -120,8 +135,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         (row_config(config, model, method, seed), workdir / model / f"seed_{seed}" / (method or FROZEN))
         for model, seed, method in wanted
     ]
-    for row in rows:  # all are checked before any runs
-        has_run(*row)
+    weights: dict[pathlib.Path, str] = {}
+    for row, folder in rows:  # all are checked before any runs
+        if has_run(row, folder):
+            refuse_other_weights(folder, weights)
     for number, (row, folder) in enumerate(rows, 1):
         if has_run(row, folder):
             continue
@@ -131,6 +148,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         else:
             row.cache_folder = str(workdir / "cache")  # one bank serves all methods that act at the same side
             runs.run(row, folder)
+        refuse_other_weights(folder, weights)
         jax.clear_caches()
     table = gather(workdir, runs.listed(config.models), seeds, runs.listed(config.methods))
     if jax.process_index() == 0:
@@ -143,14 +161,10 @@ def gather(workdir: pathlib.Path, models: list[str], seeds: list[int], methods: 
     Returns:
       {model: {row: {"mIoU", "mIoU_M", "mIoU_L", "std", "unparsed", "parameters", "seconds"}}}; std is that of the mIoU
       over seeds (of the population); seconds are of training and evaluation, of all frozen rows together for each.
-
-    Raises:
-      UserError: two rows of a model were trained on other frozen weights.
     """
     table = {}
     for model in models:
         found: dict[str, list[dict]] = {}
-        weights = {}  # hash of the frozen weights -> the first row on them
         for seed in seeds:
             folder = workdir / model / f"seed_{seed}"
             frozen = json.loads((folder / FROZEN / runs.RESULTS).read_text("utf-8"))
@@ -160,12 +174,6 @@ def gather(workdir: pathlib.Path, models: list[str], seeds: list[int], methods: 
             for method in methods:
                 results = json.loads((folder / method / runs.RESULTS).read_text("utf-8"))
                 card = json.loads((folder / method / "insert.json").read_text("utf-8"))
-                weights.setdefault(card["frozen"], folder / method)
-                if len(weights) > 1:
-                    raise UserError(
-                        f"{folder / method}: trained on other frozen weights of {model} than"
-                        f" {next(iter(weights.values()))}; delete the rows on the old ones, or give another workdir"
-                    )
                 seconds = sum(results["seconds"].values())
                 row = results[method] | {"parameters": card["parameters"], "seconds": seconds}
                 found.setdefault(method, []).append(row)

@@ -124,7 +124,7 @@ def test_a_slice_is_compiled_for(tmp_path, slice_name):
 
 
 @pytest.mark.heavy
-def test_axes_that_cut_a_side_of_the_slice():
+def test_axes_that_cut_a_side_of_the_slice_and_two_slices():
     pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
     program = (
         "from pin_jax import compile, sharding\n"
@@ -133,6 +133,14 @@ def test_axes_that_cut_a_side_of_the_slice():
         "    mesh = sharding.make_mesh({'data': data, 'fsdp': fsdp, 'tensor': tensor}, devices=devices)\n"
         "    assert mesh.devices.shape == (data, fsdp, tensor) and set(mesh.devices.flat) == set(devices), name\n"
         "    assert len(devices) == data * fsdp * tensor and chip is compile.CHIPS[name.split(':')[0]]\n"
+        "from jax.experimental.topologies import get_topology_desc\n"
+        "two = get_topology_desc(platform='tpu', topology_name='v5e:2x2', num_slices=2).devices\n"
+        "try:\n"
+        "    sharding.make_mesh({'data': 8}, devices=two)\n"
+        "except sharding.UserError as error:\n"
+        "    assert 'devices of 2 TPU slices' in str(error)\n"
+        "else:\n"
+        "    raise AssertionError('two slices were taken for one')\n"
     )
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)

@@ -101,12 +101,16 @@ def test_rows_of_another_budget_are_not_mixed_in(ran, tmp_path, changes, words):
 
 
 def test_rows_on_other_frozen_weights_are_not_mixed(ran, tmp_path):
-    config = small()
-    table.run(config, tmp_path)
-    card = tmp_path / "flamingo/seed_1/pin/insert.json"
-    card.write_text(json.dumps({"parameters": 7, "frozen": "newer"}))
-    with pytest.raises(UserError, match="seed_1/pin: trained on other frozen weights of flamingo than .*seed_0/coop"):
-        table.run(config, tmp_path)
+    table.run(small(seeds=(0,)), tmp_path)
+    for card in tmp_path.glob("flamingo/*/*/insert.json"):
+        card.write_text(json.dumps({"parameters": 7, "frozen": "older"}))
+    done = len(ran)
+    with pytest.raises(UserError, match="seed_1/coop .*frozen 'assets/tiny_flamingo' there, 'older' here"):
+        table.run(small(), tmp_path)
+    assert len(ran) - done == 3 + 2  # all of blip2; of flamingo the frozen rows and coop
+    with pytest.raises(UserError, match="frozen"):
+        table.run(small(), tmp_path)
+    assert len(ran) - done == 5  # and nothing runs any more
 
 
 def test_steps_of_a_single_model(ran, tmp_path):
