@@ -202,6 +202,7 @@ def open_pieces(
                 tensors.add(f"vision_encoder.{name.removeprefix(inside)}", from_folder, name)
 
     dtype = None if dtype in (None, "published", "float32") else dtype
+    remat = remat != "none" and remat
     config = FlamingoConfig(
         vision=dataclasses.replace(vit, dtype=dtype, attention=attention, remat=remat),
         lm=dataclasses.replace(lm, vocab=rows, dtype=dtype),
