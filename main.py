@@ -16,7 +16,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from input_pipeline import limits
+from configs.lib import limits
 from input_pipeline.errors import UserError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that there is no torch: none is needed
@@ -26,12 +26,12 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :var
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that a run writes.")
 # program -> module with `run(config, workdir)`
 PROGRAMS = {
-    "pin": "pin_jax.runs",
-    "pin_table": "pin_jax.table",
-    "tiny_vlm": "pin_jax.pretrain",
-    "tiny_clip": "gem_jax.tiny_clip",
-    "gem": "gem_jax.runs",
-    "prepare": "pin_jax.prepare",
+    "pin": "pin_jax.programs.pin",
+    "pin_table": "pin_jax.programs.table",
+    "tiny_vlm": "pin_jax.small.recipe",
+    "tiny_clip": "gem_jax.small",
+    "gem": "gem_jax.programs",
+    "prepare": "pin_jax.programs.prepare",
 }
 
 

@@ -23,7 +23,10 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs import pin_flamingo  # noqa: E402
-from pin_jax import adapters, evaluate, grid_decode, metrics, reporting  # noqa: E402
+from pin_jax import adapters, evaluate  # noqa: E402
+from pin_jax.decoding import grid  # noqa: E402
+from pin_jax.runtime import reporting  # noqa: E402
+from pin_jax.scoring import metrics  # noqa: E402
 from pin_jax.vlm import load  # noqa: E402
 
 DECODERS = {
@@ -75,7 +78,7 @@ def main() -> None:
             boxes, parsed = np.stack([a.box for a in answers]), np.array([a.parsed for a in answers])
             score = metrics.summary(boxes, true, others, parsed, vlm.codec.image_size)
             rows[name] = {key: score[key] for key in ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries")}
-            if DECODERS[name]["decoder"] in grid_decode.DECODERS:
+            if DECODERS[name]["decoder"] in grid.DECODERS:
                 rows[name]["score"] = float(np.mean([a.score for a in answers]))
     for name, row in rows.items():
         row["questions_per_second"] = len(asked) / seconds[name]

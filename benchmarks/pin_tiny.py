@@ -22,11 +22,12 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs import pin_flamingo  # noqa: E402
-from input_pipeline import paste  # noqa: E402
 from input_pipeline.loader import batches  # noqa: E402
-from input_pipeline.questions import BoxQuestions  # noqa: E402
-from input_pipeline.scenes import Scenes, scene_config  # noqa: E402
-from pin_jax import decode, evaluate, train  # noqa: E402
+from input_pipeline.pasted import paste  # noqa: E402
+from input_pipeline.pasted.scenes import Scenes, scene_config  # noqa: E402
+from input_pipeline.text.questions import BoxQuestions  # noqa: E402
+from pin_jax import evaluate, train  # noqa: E402
+from pin_jax.decoding import search as decode  # noqa: E402
 from pin_jax.methods import METHODS  # noqa: E402
 from pin_jax.models.interface import Inserts  # noqa: E402
 from pin_jax.vlm import load  # noqa: E402

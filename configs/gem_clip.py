@@ -8,7 +8,7 @@ python main.py --config=configs/gem_clip.py:eval=voc --config.data_dir=VOCdevkit
 
 from ml_collections import ConfigDict
 
-from configs import variants
+from configs.lib import variants
 
 VARIANTS = ("", "tiny")
 CHOICES = {"eval": variants.evaluate_maps}

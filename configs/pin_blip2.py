@@ -12,7 +12,8 @@ set (docs/data.md).
 
 from ml_collections import ConfigDict
 
-from configs import pin_flamingo, variants
+from configs import pin_flamingo
+from configs.lib import variants
 
 CHOICES = pin_flamingo.CHOICES
 VARIANTS = ("opt-2.7b", "opt-6.7b", "flan-t5-xl", "tiny")

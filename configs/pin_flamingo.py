@@ -1,7 +1,7 @@
 """PIN on a Flamingo. Variants: `tiny`, the small one that ships with the project; the published OpenFlamingo models.
 `eval=SET` evaluates on a published set (docs/data.md).
 
-Behind the model a variant may have options: `method=` (see `pin_jax.methods`) and those of `configs/ablations.py`.
+Behind the model a variant may have options: `method=` (see `pin_jax.methods`) and those of `configs/lib/ablations.py`.
 
   python main.py --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny
   python main.py --config=configs/pin_flamingo.py:tiny,method=lora_v --workdir=runs/lora --config.method_options.rank=4
@@ -12,7 +12,7 @@ Behind the model a variant may have options: `method=` (see `pin_jax.methods`) a
 
 from ml_collections import ConfigDict
 
-from configs import ablations, variants
+from configs.lib import ablations, variants
 
 # variant -> checkpoint and language model on the hub; folders and files on disk serve as well
 PUBLISHED = {
@@ -51,7 +51,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.attention = "xla"  # of the vision encoder; cudnn is faster on NVIDIA GPUs in bfloat16
     config.grid = 0  # cells along a side of the image; 0: the VLM's own, 16
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # of all devices; -1: those that are left
-    config.rules = ()  # of where frozen weights stand on it, before those of pin_jax/sharding.py
+    config.rules = ()  # of where frozen weights stand on it, before those of pin_jax/runtime/sharding.py
 
     variants.data(config)
     # Data: the published paste recipe, but for the sizes (no object under 5 or 6 cells) and cropped backgrounds.

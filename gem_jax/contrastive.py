@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gem_jax.clip import CLIP
-from input_pipeline import looks
 from input_pipeline.loader import pad_rows
-from input_pipeline.prompts import article
+from input_pipeline.pasted import looks
+from input_pipeline.text.prompts import article
+from pin_jax.models.clip import CLIP
 from pin_jax.models.vit import normalise
-from pin_jax.pretrain_vision import MEAN, STD, place
+from pin_jax.small.vision import MEAN, STD, place
 
 
 def called(name: str, look: looks.Look | None) -> str:

@@ -17,9 +17,9 @@ from gem_jax.attention import unit
 from gem_jax.pretrained import ImageText
 from input_pipeline.errors import UserError
 from input_pipeline.images import MAX_PIXELS, open_image
-from input_pipeline.prompts import article
-from pin_jax import reporting
+from input_pipeline.text.prompts import article
 from pin_jax.models.vit import normalise
+from pin_jax.runtime import reporting
 
 TEMPLATES = ("a photo of a {}.",)
 

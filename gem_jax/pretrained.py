@@ -14,11 +14,11 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from gem_jax.attention import unit
-from gem_jax.blip import BLIP, BERTConfig, BLIPConfig
-from gem_jax.clip import CLIP, CLIPConfig, TextConfig
 from input_pipeline.errors import UserError
-from pin_jax import reporting
+from pin_jax.models.blip import BLIP, BERTConfig, BLIPConfig
+from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
+from pin_jax.runtime import reporting
 from pin_jax.vlm import fill, flatten, read_safetensors
 from pin_jax.weights import image_text
 from pin_jax.weights.convert import convert

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.records import Tally
+from input_pipeline.sets.bad_records import Tally
 
 # Worker processes compose pictures with numpy and PIL; should one import JAX, it must not claim the accelerator.
 _WORKER_ENV = {"JAX_PLATFORMS": "cpu"}

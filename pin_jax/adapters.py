@@ -16,10 +16,11 @@ from safetensors import numpy as safetensors
 from safetensors import safe_open
 
 from input_pipeline.errors import UserError
-from pin_jax import methods, reporting
+from pin_jax import methods
+from pin_jax.methods import pin_file
 from pin_jax.models.interface import Inserts
+from pin_jax.runtime import reporting
 from pin_jax.vlm import VLM, count, fill, flatten, read_safetensors
-from pin_jax.weights import pin_file
 
 
 def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:

@@ -12,12 +12,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import prompts
 from input_pipeline.errors import UserError
-from input_pipeline.scenes import Scenes, scene_config
-from pin_jax import box_automaton, decode, grid_decode, metrics, photographs, reporting, sharding
-from pin_jax.context import Context, Example, box_examples
+from input_pipeline.pasted.scenes import Scenes, scene_config
+from input_pipeline.text import prompts
+from pin_jax.decoding import automaton, grid
+from pin_jax.decoding import search as decode
+from pin_jax.decoding.in_context import Context, Example, box_examples
 from pin_jax.models.interface import Inserts
+from pin_jax.runtime import reporting, sharding
+from pin_jax.scoring import metrics, photographs
 from pin_jax.vlm import VLM
 
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries", "asked_iou", "other_iou")
@@ -46,7 +49,7 @@ class Query:
 class Answer:
     """What was written: the raw text, the box float[4] read from it, whether it parsed, and how sure the decoder is.
 
-    The score is 1 where a decoder gives none; see `pin_jax.grid_decode.answer`.
+    The score is 1 where a decoder gives none; see `pin_jax.decoding.grid.answer`.
     """
 
     text: str
@@ -88,7 +91,7 @@ def ask(
     if options.decoder not in TEXT_DECODERS:
         raise UserError(
             f"config.eval.decoder {options.decoder!r}: expected {' or '.join(TEXT_DECODERS)}; "
-            f"for boxes also {', '.join(grid_decode.DECODERS)}"
+            f"for boxes also {', '.join(grid.DECODERS)}"
         )
     search = functools.partial(decode.greedy, steps=options.new_tokens, suppress=vlm.suppressed)
     if options.decoder == "beam":
@@ -157,12 +160,12 @@ def locate(
 ) -> list[Answer]:
     """Asks where each (image, name) is."""
     where = [(i, prompts.question(name)) for i, name in asked]
-    if options.decoder not in grid_decode.DECODERS:
+    if options.decoder not in grid.DECODERS:
         texts = ask(vlm, vision, where, inserts, options, title, context)
         return [Answer(text, *vlm.codec.decode(text)) for text in texts]
     search = functools.partial(
-        grid_decode.answer,
-        automaton=box_automaton.build(vlm.tokenizer, vlm.codec, vlm.frame.tail),
+        grid.answer,
+        automaton=automaton.build(vlm.tokenizer, vlm.codec, vlm.frame.tail),
         decoder=options.decoder,
         beams={"grid_greedy": 1, "grid_beam": options.beams}.get(options.decoder, options.get("candidates", 16)),
     )

@@ -22,10 +22,11 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
-from input_pipeline.questions import BoxQuestions, Curriculum
-from input_pipeline.scenes import Scenes, scene_config
-from pin_jax import features, methods, reporting, sharding
-from pin_jax.checkpoints import Checkpoints
+from input_pipeline.pasted.scenes import Scenes, scene_config
+from input_pipeline.text.questions import BoxQuestions, Curriculum
+from pin_jax import methods
+from pin_jax.runtime import feature_cache, reporting, sharding
+from pin_jax.runtime.checkpoints import Checkpoints
 from pin_jax.vlm import VLM, count
 
 
@@ -65,7 +66,7 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
         )
         if cached and share > 0:
             with reporting.progress(f"{what} of {length:,} scenes", length, "image") as advance:
-                scenes = features.build(scenes, encode, folder, vlm.identity, progress=advance)
+                scenes = feature_cache.build(scenes, encode, folder, vlm.identity, progress=advance)
         parts.append(scenes)
     return Curriculum(*parts, total, config.curriculum, config.seed)
 

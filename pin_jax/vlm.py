@@ -22,10 +22,9 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from input_pipeline.boxes import BoxCodec
 from input_pipeline.errors import UserError
-from input_pipeline.prompts import Frame
-from pin_jax import sharding
+from input_pipeline.text.box_codec import BoxCodec
+from input_pipeline.text.prompts import Frame
 from pin_jax.models import layers
 from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
@@ -35,8 +34,10 @@ from pin_jax.models.opt import OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import ViTConfig, normalise
-from pin_jax.weights import files, load_openflamingo, published
+from pin_jax.runtime import sharding
+from pin_jax.weights import files, registry
 from pin_jax.weights.convert import convert
+from pin_jax.weights.openflamingo import load as load_openflamingo
 
 
 @dataclasses.dataclass
@@ -331,7 +332,7 @@ def load_vlm(
         found = load_openflamingo.open_pieces(source, dtype=dtype, remat=remat, attention=attention, **pieces)
         return _published(found, str(source), mesh, rules, grid)
     folder = files.resolve(source)
-    reader = published.reader(folder)
+    reader = registry.reader(folder)
     if reader is None:
         if (remat, attention) != ("none", "xla"):
             raise UserError(f"config.remat {remat!r}, config.attention {attention!r}: of published models only")
@@ -342,9 +343,7 @@ def load_vlm(
     return _published(reader.read(folder, dtype, remat=remat, attention=attention), str(source), mesh, rules, grid)
 
 
-def _published(
-    found: published.Published, source: str, mesh: Mesh, rules: sharding.Rules, grid: int
-) -> tuple[VLM, Any]:
+def _published(found: registry.Published, source: str, mesh: Mesh, rules: sharding.Rules, grid: int) -> tuple[VLM, Any]:
     """Reads the weights of a published VLM onto a mesh."""
     shapes = skeleton(found.model, found.dtypes)
     digest = Digest()

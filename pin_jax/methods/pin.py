@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from input_pipeline.errors import UserError
-from pin_jax.models.insert import PositionalInsert
+from pin_jax.methods.insert import PositionalInsert
 from pin_jax.models.interface import Inserts
 
 

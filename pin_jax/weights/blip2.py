@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.errors import UserError
-from input_pipeline.prompts import Frame
+from input_pipeline.text.prompts import Frame
 from pin_jax.models.blip2 import PRESETS, Blip2, Blip2Config
 from pin_jax.models.opt import OPTConfig
 from pin_jax.models.qformer import QFormerConfig
@@ -17,7 +17,7 @@ from pin_jax.models.vit import ViTConfig
 from pin_jax.weights import files
 from pin_jax.weights.clip import eva_vision
 from pin_jax.weights.convert import Rule, flat, linear, module
-from pin_jax.weights.published import Published
+from pin_jax.weights.registry import Published
 
 PARTS = ("vision", "qformer", "lm")
 # dtype of each part's computation and weights, as it was published (LAVIS)

@@ -9,7 +9,7 @@ _LAYER = r"encoder\.layers\.(?P<layer>\d+)\."
 
 
 def _hf_text(prefix: str = r"text_model\.", to: str = "text/") -> list[Rule]:
-    """The text tower of CLIP and SigLIP in Hugging Face's layout -> `gem_jax.clip.TextTower`."""
+    """The text tower of CLIP and SigLIP in Hugging Face's layout -> `pin_jax.models.clip.TextTower`."""
     layer, blocks = prefix + _LAYER, f"{to}blocks"
     return [
         Rule(prefix + r"embeddings\.position_ids", None),  # a buffer that older files hold
@@ -24,7 +24,7 @@ def _hf_text(prefix: str = r"text_model\.", to: str = "text/") -> list[Rule]:
 
 
 def hf_clip() -> list[Rule]:
-    """transformers' CLIPModel -> `gem_jax.clip.CLIP`."""
+    """transformers' CLIPModel -> `pin_jax.models.clip.CLIP`."""
     return [
         *clip_vision(r"vision_model\.", "vision/"),
         *_hf_text(),
@@ -35,7 +35,7 @@ def hf_clip() -> list[Rule]:
 
 
 def hf_siglip() -> list[Rule]:
-    """transformers' SiglipModel -> `gem_jax.clip.CLIP` with the `map` head."""
+    """transformers' SiglipModel -> `pin_jax.models.clip.CLIP` with the `map` head."""
     head = r"vision_model\.head\."
     vision = [rule for rule in clip_vision(r"vision_model\.", "vision/") if "class_" not in rule.pattern]
     return [
@@ -66,7 +66,7 @@ def _open_clip_blocks(prefix: str, to: str) -> list[Rule]:
 
 
 def open_clip() -> list[Rule]:
-    """open_clip's CLIP, its text tower at the root or below `text.` -> `gem_jax.clip.CLIP`."""
+    """open_clip's CLIP, its text tower at the root or below `text.` -> `pin_jax.models.clip.CLIP`."""
     image, text = r"visual\.", r"(?:text\.)?"
     return [
         Rule(image + "class_embedding", "vision/class_token"),
@@ -89,7 +89,7 @@ def open_clip() -> list[Rule]:
 
 
 def hf_blip() -> list[Rule]:
-    """transformers' BlipForImageTextRetrieval -> `gem_jax.blip.BLIP`.
+    """transformers' BlipForImageTextRetrieval -> `pin_jax.models.blip.BLIP`.
 
     Its matching head and the cross-attention that only this head uses are known and left out.
     """

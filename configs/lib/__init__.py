@@ -1,0 +1,1 @@
+"""What configs share: variants after the colon, the paper's ablations, ranges of numbers."""

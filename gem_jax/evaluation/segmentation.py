@@ -1,0 +1,113 @@
+"""Semantic segmentation by heat maps: argmax over class names, background under a threshold, mIoU over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.sets.label_maps import BACKGROUND, IGNORE  # noqa: F401 (of a record's labels)
+
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(20))
+
+
+def labels(record: dict[str, Any], classes: Sequence[str], background: int) -> np.ndarray:
+    """The truth of a record as int[H, W]: indices of `classes`, `background`, or IGNORE (not scored).
+
+    A record has either `labels` int[H, W], indices of `classes`, BACKGROUND or IGNORE, or `masks`
+    bool[n, H, W] and `names`, one of each object; what no mask covers is background.
+    """
+    if "labels" in record:
+        given = np.asarray(record["labels"]).astype(np.int64)
+        return np.where(given == BACKGROUND, background, given)
+    out = np.full(record["masks"].shape[1:], background)
+    for name, mask in zip(record["names"], record["masks"], strict=True):
+        out[mask] = classes.index(name)
+    return out
+
+
+def probabilities(maps: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines float[C, H, W] -> the best class int[H, W] and its softmax probability float[H, W] at a logit scale."""
+    best = maps.argmax(0)
+    top = maps.max(0)
+    return best, 1 / np.exp(scale * (maps - top)).sum(0)
+
+
+class Confusion:
+    """Pixels by true and predicted class, int64[n, n], and the IoU that follows."""
+
+    def __init__(self, n: int):
+        self.n, self.counts = n, np.zeros((n, n), np.int64)
+
+    def add(self, true: np.ndarray, predicted: np.ndarray) -> None:
+        """Counts the pixels whose truth is one of the n classes."""
+        known = (true >= 0) & (true < self.n)
+        pairs = true[known].astype(np.int64) * self.n + predicted[known]
+        self.counts += np.bincount(pairs, minlength=self.n**2).reshape(self.n, self.n)
+
+    def iou(self) -> np.ndarray:
+        """IoU float[n] of each class; NaN for one that is neither true nor predicted anywhere."""
+        hit = np.diag(self.counts)
+        union = self.counts.sum(0) + self.counts.sum(1) - hit
+        return np.where(union > 0, hit / np.maximum(union, 1), np.nan)
+
+    def mean(self) -> float | None:
+        """The mean over classes that are true somewhere."""
+        present = self.counts.sum(1) > 0
+        return float(self.iou()[present].mean()) if present.any() else None
+
+
+class Segmentation:
+    """mIoU at each image's full resolution, every class asked for in every image.
+
+    Records hold a truth as `labels` takes it.
+
+    Attributes:
+      classes: names; background is none of them. scale: of the cosines in the softmax whose largest probability is
+        compared with the thresholds.
+      phrases: what each class is asked for by, the best counts; its name by default. background: phrases of what is
+        none of the classes; a pixel whose best phrase is one of them is background.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        scale: float = 100.0,
+        thresholds: Sequence[float] = THRESHOLDS,
+        phrases: Sequence[Sequence[str]] | None = None,
+        background: Sequence[str] = (),
+    ):
+        self.classes, self.scale, self.thresholds = list(classes), scale, tuple(thresholds)
+        own = [[name] for name in self.classes] if phrases is None else [list(said) for said in phrases]
+        self.asked = [phrase for said in own for phrase in said] + list(background)
+        self.starts = np.cumsum([0, *map(len, own)])[: len(own) + (1 if background else 0)]
+        self.without = Confusion(len(self.classes))
+        self.swept = [Confusion(len(self.classes) + 1) for _ in self.thresholds]
+
+    def prompts(self, record: dict[str, Any]) -> Sequence[str]:
+        """All phrases of all classes, then background's."""
+        return self.asked
+
+    def add(self, record: dict[str, Any], maps: np.ndarray) -> None:
+        """Takes the phrases' cosines float[P, H, W]."""
+        background = len(self.classes)
+        _, top = probabilities(maps, self.scale)
+        grouped = maps if len(self.starts) == len(maps) else np.maximum.reduceat(maps, self.starts)
+        best, anything = grouped[:background].argmax(0), grouped.argmax(0)
+        true = labels(record, self.classes, background)
+        self.without.add(true, best)
+        for threshold, confusion in zip(self.thresholds, self.swept, strict=True):
+            confusion.add(true, np.where(top < threshold, background, anything))
+
+    def scores(self) -> dict[str, Any]:
+        """Means over the classes that are true somewhere.
+
+        Returns:
+          mIoU: without background: only pixels of a class count, and every pixel is given its best class.
+          mIoU_bg: with background as one more class, at the best of the thresholds, which is `threshold`; `sweep` has
+          the mIoU_bg of every threshold.
+        """
+        sweep = {str(t): c.mean() for t, c in zip(self.thresholds, self.swept, strict=True)}
+        chosen = max(sweep, key=lambda t: -1.0 if sweep[t] is None else sweep[t])
+        return {"mIoU": self.without.mean(), "mIoU_bg": sweep[chosen], "threshold": float(chosen), "sweep": sweep}

@@ -1,0 +1,240 @@
+"""The runs of a GEM config: predict (heat maps of one's own pictures) and evaluate (every method on a source)."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gem_jax import heatmaps, pretrained
+from gem_jax.attention import METHODS
+from gem_jax.evaluation import boxes, figures, loop, points, segmentation, sources
+from gem_jax.gem import GEM, picture
+from input_pipeline.errors import UserError
+from input_pipeline.images import open_image
+from input_pipeline.pasted import cutouts
+from input_pipeline.pasted.scenes import Scenes, scene_config
+from input_pipeline.text.box_codec import BoxCodec, iou
+from pin_jax import evaluate as pin_evaluate
+from pin_jax.programs.pin import listed
+from pin_jax.runtime import reporting
+from pin_jax.scoring import metrics, photographs
+
+RUNS = ("predict", "evaluate")
+SETTINGS = ("depth", "iterations", "temperature", "parts")  # of a method, entries of the config
+COLUMNS = ("mIoU", "mIoU_bg", "threshold", "p-mIoU", "box mIoU")
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Does what config.run names."""
+    if config.run not in RUNS:
+        raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
+    dtypes = {"float32": None, "bfloat16": "bfloat16"}
+    if config.dtype not in dtypes:
+        raise UserError(f"config.dtype {config.dtype!r}: expected one of {', '.join(dtypes)}")
+    prompts, photos = _asked(config) if config.run == "predict" else ([], [])
+    model = pretrained.load(config.model, dtypes[config.dtype], config.activation or None)
+    reporting.make_workdir(workdir)
+    if config.run == "predict":
+        predict(config, workdir, build(config, model), photos, prompts)
+    else:
+        evaluate(config, workdir, model)
+
+
+def build(config: ConfigDict, model: pretrained.ImageText, method: str = "") -> GEM:
+    """GEM on a model, as a config says, or with a method in its place: `clearclip`, `gem temperature=10 depth=4`.
+
+    Raises:
+      UserError: an unknown method or setting.
+    """
+    size = config.size or model.config.vision.image_size
+    attention, *given = (method or config.attention).split()
+    settings = {key: config[key] for key in SETTINGS}
+    for setting in given:
+        key, _, value = setting.partition("=")
+        try:
+            settings[key] = type(settings[key])(value)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"config.methods {method!r}: setting {setting!r}; expected {', '.join(f'{k}=...' for k in SETTINGS)}"
+            ) from error
+    return GEM(
+        model, settings["depth"], settings["iterations"], settings["temperature"] or None, attention, settings["parts"],
+        size=tuple(size) if isinstance(size, tuple | list) else size, templates=tuple(config.templates),
+        batch_size=config.batch_size,
+    )  # fmt: skip
+
+
+def _windows(config: ConfigDict) -> dict[str, int]:
+    return {"window": config.window, "stride": config.stride, "shorter": config.shorter}
+
+
+# --- one's own pictures -----------------------------------------------------------------------------------------------
+
+
+def _asked(config: ConfigDict) -> tuple[list[str], list[pathlib.Path]]:
+    """Prompts and pictures that can be read; a bad one among others is told and left out."""
+    given = [path.strip() for path in config.image.split(",") if path.strip()]
+    if not given:
+        raise UserError("config.image is empty: give a picture, --config.image=photo.jpg (several: a comma between)")
+    prompts = listed(config.prompts)
+    if not prompts:
+        raise UserError("config.prompts is empty: give names, --config.prompts='cat,remote control'")
+    readable, errors = [], []
+    for path in given:
+        try:
+            open_image(path)
+            readable.append(pathlib.Path(path))
+        except UserError as error:
+            errors.append(error)
+    if not readable:
+        raise errors[0]
+    for error in errors:
+        reporting.say(f"left out: {error}")
+    return prompts, readable
+
+
+def predict(
+    config: ConfigDict, workdir: pathlib.Path, gem: GEM, photos: list[pathlib.Path], prompts: list[str]
+) -> dict[str, Any]:
+    """Heat maps and a segmentation of each picture as PNG, and boxes.json (pixels of the photograph)."""
+    found = {}
+    for path in photos:
+        photo = np.asarray(picture(path))
+        maps = gem.maps(path, prompts, **_windows(config))
+        heat = heatmaps.minmax(maps)
+        place = np.stack([heatmaps.box(one, config.box_threshold) for one in heat])
+        figures.heat_maps(photo, prompts, heat, place).save(workdir / f"{path.stem}_heat.png")
+        best, top = segmentation.probabilities(maps, scale(gem.model))
+        best = np.where(top < config.background_threshold, len(prompts), best)
+        figures.segmentation(photo, best, prompts).save(workdir / f"{path.stem}_segmentation.png")
+        found[str(path)] = [
+            {"name": name, "box": [round(float(v), 1) for v in box]} for name, box in zip(prompts, place, strict=True)
+        ]
+        reporting.say(f"wrote {workdir / path.stem}_heat.png and _segmentation.png")
+    reporting.write_json(workdir / "boxes.json", {"model": config.model, "attention": config.attention, "boxes": found})
+    return found
+
+
+def scale(model: pretrained.ImageText) -> float:
+    """The scale of a model's cosines before its softmax: as learned, at most 100; 100 where it has none."""
+    learned = model.params.get("logit_scale")
+    return 100.0 if learned is None else float(min(np.exp(np.float64(learned)), 100.0))
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def scenes(config: ConfigDict, model: pretrained.ImageText, seed: int) -> sources.NamedScenes:
+    """Pasted scenes of one seed; `config.eval.nouns` of the names are drawn for it."""
+    options = dict(config.scenes)
+    nouns = sorted(set(cutouts.load(options["cutouts"], options["split"]).names))
+    chosen = set(np.random.default_rng(seed).permutation(nouns)[: config.eval.nouns].tolist())
+    codec = BoxCodec(model.config.vision.image_size, config.grid)
+    exclude = tuple(name for name in nouns if name not in chosen)
+    form = scene_config(options, codec, exclude=exclude, with_masks=True)
+    return sources.NamedScenes(Scenes(form, config.eval.seed + seed, config.eval.images))
+
+
+def _score(
+    config: ConfigDict, gem: GEM, source: Any, progress: Any, workdir: pathlib.Path, name: str
+) -> dict[str, Any]:
+    """Whatever the source has a truth for; boxes of photographs are also written, as PIN's are."""
+    kind = "scenes" if config.source == "scenes" else source.kind
+    wanted: list[loop.Evaluator] = []
+    if kind in ("scenes", "labels"):
+        said = () if kind == "scenes" else (source.phrases, source.background)
+        wanted.append(segmentation.Segmentation(source.classes, scale(gem.model), segmentation.THRESHOLDS, *said))
+    if kind in ("scenes", "points"):
+        wanted.append(points.Points(config.point_threshold))
+    if kind in ("scenes", "boxes"):
+        wanted.append(boxes.Boxes(config.box_threshold))
+    scores = loop.evaluate(gem, source, wanted, progress, **_windows(config))
+    if kind == "boxes":
+        wanted[0].write(workdir, f"_{name}")
+    return scores
+
+
+def _sources(config: ConfigDict, model: pretrained.ImageText) -> dict[str, Any]:
+    if config.source == "scenes":
+        return {str(seed): scenes(config, model, seed) for seed in config.eval.seeds}
+    return {config.source: sources.open_source(config, reporting.say, model.names)}
+
+
+def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageText) -> dict[str, Any]:
+    """Every method of config.methods on every seed or folder; prints and saves the table, and for scenes a picture."""
+    begin = time.monotonic()
+    for name in config.methods:
+        if name.partition(" ")[0] not in METHODS:
+            raise UserError(f"config.methods: {name!r}; expected some of {', '.join(METHODS)}")
+    given = _sources(config, model)
+    gems = {name: build(config, model, name) for name in config.methods}
+    rows: dict[str, dict[str, dict]] = {name: {} for name in gems}
+    total = sum(map(len, given.values())) * len(gems)
+    with reporting.progress("evaluation", total, "image") as advance:
+        done = 0
+        for key, source in given.items():
+            for name, gem in gems.items():
+                rows[name][key] = _score(config, gem, source, lambda n, done=done: advance(done + n), workdir, name)
+                done += len(source)
+                advance(done)
+    table = {name: summary(list(by_seed.values())) for name, by_seed in rows.items()}
+    if config.source == "scenes":
+        table["constant box"] = {"box mIoU": _constant(config, model, given)}
+        image = side_by_side(gems, given)
+        image.save(workdir / "methods.png")
+    title = f"{config.source}: {' + '.join(str(len(s)) for s in given.values())} images, mean (and spread) over seeds"
+    reporting.results_table(title, {name: _printed(row) for name, row in table.items()}, COLUMNS)
+    found = {name: row[config.source]["box"] for name, row in rows.items() if "box" in row.get(config.source, {})}
+    if found:
+        photographs.table(f"{config.source}: boxes by size", found)
+    result = {
+        "table": table, "seeds": rows, "config": json.loads(config.to_json_best_effort()),
+        "versions": reporting.versions(), "devices": pin_evaluate.devices(), "seconds": time.monotonic() - begin,
+    }  # fmt: skip
+    if config.source != "scenes":
+        result["bad_records"] = given[config.source].tally.summary()
+    reporting.write_json(workdir / "results.json", result)
+    reporting.say(f"wrote {workdir / 'results.json'}" + (", methods.png" if config.source == "scenes" else ""))
+    return result
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of every score over seeds, and its standard deviation as `SCORE_std` where there are several."""
+    out = {}
+    for key in COLUMNS:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if values:
+            out[key] = float(np.mean(values))
+            if len(values) > 1:
+                out[f"{key}_std"] = float(np.std(values))
+    return out
+
+
+def _printed(row: dict[str, float]) -> dict[str, str | None]:
+    spread = {key: f" ({row[f'{key}_std']:.3f})" if f"{key}_std" in row else "" for key in COLUMNS}
+    return {key: f"{row[key]:.3f}{spread[key]}" if key in row else None for key in COLUMNS}
+
+
+def _constant(config: ConfigDict, model: pretrained.ImageText, given: dict[str, Any]) -> float:
+    """Mean IoU of the one best box for each seed's scenes: what can be had without looking."""
+    codec = BoxCodec(model.config.vision.image_size, config.grid)
+    scores = []
+    for source in given.values():
+        true = np.concatenate([source.scenes.describe(i)["boxes"] for i in range(len(source))])
+        scores.append(iou(true, metrics.constant_box(true, codec)).mean())
+    return float(np.mean(scores))
+
+
+def side_by_side(gems: dict[str, GEM], given: dict[str, Any], count: int = 6) -> figures.Sheet:
+    """One column a method: the first objects of the first scenes of the first source."""
+    records = [record for _, record in zip(range(count), next(iter(given.values())), strict=False)]
+    asked = [(record["image"], record["names"][0]) for record in records]
+    heat = {
+        name: [heatmaps.minmax(gem.maps(image, [prompt]))[0] for image, prompt in asked] for name, gem in gems.items()
+    }
+    return figures.side_by_side([image for image, _ in asked], [prompt for _, prompt in asked], heat)

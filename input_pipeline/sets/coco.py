@@ -1,0 +1,163 @@
+"""COCO's JSON with its folder of images: COCO, LVIS v1, and any set of one's own in this form."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from input_pipeline.errors import UserError
+from input_pipeline.images import MAX_PIXELS
+from input_pipeline.sets.annotated import Annotated, entry, not_empty
+from input_pipeline.sets.bad_records import Tally, good_box
+from input_pipeline.sets.layout import Pictures, find
+from input_pipeline.sets.names import normalise
+
+
+def instances(root: str | pathlib.Path, tally: Tally, split: str = "val2017", with_masks: bool = False) -> Annotated:
+    """COCO 2017: annotations/instances_SPLIT.json and SPLIT/ (or images/SPLIT/) below `root`."""
+    name = f"COCO {split}"
+    path = find(root, name, f"annotations/instances_{split}.json", f"coco/annotations/instances_{split}.json",
+                f"instances_{split}.json")  # fmt: skip
+    return read(path, tally, _folders(path.parent.parent, split), name, with_masks)
+
+
+def lvis(root: str | pathlib.Path, tally: Tally, split: str = "val", with_masks: bool = False) -> Annotated:
+    """LVIS v1: lvis_v1_SPLIT.json (or annotations/...) and COCO's train2017/ and val2017/. Names are normalised."""
+    name = f"LVIS v1 {split}"
+    path = find(root, name, f"lvis_v1_{split}.json", f"annotations/lvis_v1_{split}.json", f"lvis/lvis_v1_{split}.json",
+                f"coco/annotations/lvis_v1_{split}.json")  # fmt: skip
+    tops = (pathlib.Path(root), pathlib.Path(root) / "coco", path.parent, path.parent.parent)
+    folders = [folder for top in tops for folder in _folders(top, "val2017")]
+    return read(path, tally, folders, name, with_masks, rename=normalise)
+
+
+def own(path: str | pathlib.Path, tally: Tally, images: str | pathlib.Path = "", with_masks: bool = False) -> Annotated:
+    """One's own set.
+
+    Args:
+      path: of the JSON. images: folder of the pictures; by default beside the JSON, in `images` or in a folder of the
+        JSON's own name there, or the same one level up.
+    """
+    path = pathlib.Path(path)
+    tops = (path.parent, path.parent.parent)
+    folders = [pathlib.Path(images)] if str(images) else []
+    folders += [folder for top in tops for folder in (top, top / "images", top / path.stem)]
+    if str(images) and not pathlib.Path(images).is_dir():
+        raise UserError(f"images {images}: no such folder; give the one that {path.name} names its pictures in")
+    return read(path, tally, folders, path.name, with_masks)
+
+
+def _folders(top: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """Where COCO's pictures may stand; a `file_name` may or may not begin with the split."""
+    return [top / split, top / "images" / split, top / "images", top, top / "train2017", top / "images" / "train2017"]
+
+
+def load_json(path: pathlib.Path) -> Any:
+    """A JSON file.
+
+    Raises:
+      UserError: missing, or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"annotations {path}: no such file; give a JSON in COCO's form") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"annotations {path}: not intact JSON ({error}); fetch it again") from error
+
+
+def lists(path: pathlib.Path, *keys: str) -> list[list[Any]]:
+    """The lists of a JSON in COCO's form.
+
+    Raises:
+      UserError: it has another form.
+    """
+    held = load_json(path)
+    if not isinstance(held, dict):
+        raise UserError(f"annotations {path}: a {type(held).__name__}; expected an object with {', '.join(keys)}")
+    for key in keys:
+        if not isinstance(held.get(key), list):
+            raise UserError(
+                f"annotations {path}: {key!r} is a {type(held.get(key)).__name__}; expected a list of objects"
+            )
+    return [held[key] for key in keys]
+
+
+def read(
+    path: pathlib.Path,
+    tally: Tally,
+    folders: Iterable[pathlib.Path],
+    name: str,
+    with_masks: bool = False,
+    rename: Any = str,
+) -> Annotated:
+    """Any JSON of COCO's form.
+
+    Args:
+      folders: in which pictures are looked for. name: of the set. rename: of category names.
+
+    Raises:
+      UserError: the file is not in COCO's form; bad entries in it go to the tally.
+    """
+    images, annotations, categories = lists(path, "images", "annotations", "categories")
+    pictures, where = Pictures(folders), path.name
+    called: dict[Any, str] = {}
+    for k, category in enumerate(categories):
+        with tally.guard(f"{where}, category {k}"):
+            if not isinstance(category["name"], str):
+                raise TypeError(f"name {category['name']!r}")
+            called[_id(category["id"])] = rename(category["name"])
+    of: dict[Any, dict[str, list]] = {}
+    found = []
+    for k, image in enumerate(images):
+        with tally.guard(f"{where}, image {k}"):
+            width, height = image["width"], image["height"]
+            if not all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in (width, height)):
+                raise TypeError(f"size {width!r} x {height!r}")
+            rows: dict[str, list] = {key: [] for key in ("boxes", "names", "ids", "crowd", "shapes", "category_ids")}
+            if _id(image["id"]) in of:
+                raise UserError(f"{where}, image {k}: id {image['id']} occurs twice", "image id twice")
+            of[_id(image["id"])] = rows | {"size": (width, height)}
+            found.append((_file(image), image["id"], (width, height), rows))
+    for k, annotation in enumerate(annotations):
+        at = f"{where}, annotation {k}"
+        with tally.guard(at):
+            rows = of.get(_id(annotation["image_id"]))
+            if rows is None:
+                raise UserError(f"{at}: image_id {annotation['image_id']} is no image of the set", "unknown image")
+            if _id(annotation["category_id"]) not in called:
+                raise UserError(f"{at}: category_id {annotation['category_id']} has no name", "unknown category")
+            x, y, w, h = annotation["bbox"]
+            if any(isinstance(v, str | bool) for v in (x, y, w, h)):
+                raise TypeError(f"bbox {annotation['bbox']!r}")
+            box = good_box([x, y, x + w, y + h], *rows["size"], at)
+            added = {
+                "boxes": box, "names": called[annotation["category_id"]], "ids": annotation.get("id", k),
+                "crowd": bool(int(annotation.get("iscrowd", 0))),
+                "shapes": annotation.get("segmentation") if with_masks else None,
+                "category_ids": annotation["category_id"],
+            }  # fmt: skip
+            for key, value in added.items():
+                rows[key].append(value)
+    entries = []
+    for files, image_id, size, rows in found:
+        with tally.guard(f"{where}, image {image_id}"):
+            entries.append(entry(pictures.path(*files), image_id, size, **rows))
+    return Annotated(name, not_empty(name, entries, path), with_masks)
+
+
+def _id(value: Any) -> Any:
+    """An id, which is a number or a text."""
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise TypeError(f"id {value!r}")
+    return value
+
+
+def _file(image: dict[str, Any]) -> tuple[str, ...]:
+    """File names under which a picture may stand: as given, and without its folder; LVIS gives only a URL."""
+    given = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
+    if not isinstance(given, str):
+        raise TypeError(f"file_name {given!r}")
+    return tuple(dict.fromkeys((given, pathlib.PurePosixPath(given).name)))

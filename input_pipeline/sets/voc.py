@@ -1,0 +1,59 @@
+"""PASCAL VOC's boxes: one XML an image, as the development kits of 2007 and 2012 have them."""
+
+from __future__ import annotations
+
+import pathlib
+from xml.etree import ElementTree
+
+from input_pipeline.errors import UserError
+from input_pipeline.sets.annotated import Annotated, entry, not_empty
+from input_pipeline.sets.bad_records import Tally, good_box
+from input_pipeline.sets.layout import find, listed
+
+
+def detection(root: str | pathlib.Path, tally: Tally, year: str = "2007", split: str = "test") -> Annotated:
+    """VOC's detection task.
+
+    Args:
+      root: the folder VOC2007, VOCdevkit, or one above it: Annotations/, JPEGImages/, ImageSets/Main/SPLIT.txt.
+
+    Raises:
+      UserError: not in that layout.
+    """
+    name = f"VOC{year} {split}"
+    lists = f"ImageSets/Main/{split}.txt"
+    path = find(root, name, *(f"{above}{lists}" for above in (f"VOC{year}/", f"VOCdevkit/VOC{year}/", "")))
+    top = path.parent.parent.parent
+    entries = []
+    for image_id in listed(path):
+        with tally.guard(f"Annotations/{image_id}.xml"):
+            entries.append(_read(top, image_id, tally))
+    return Annotated(name, not_empty(name, entries, top))
+
+
+def _read(top: pathlib.Path, image_id: str, tally: Tally) -> dict:
+    path = top / "Annotations" / f"{image_id}.xml"
+    try:
+        tree = ElementTree.parse(path).getroot()
+    except FileNotFoundError:
+        raise UserError(f"annotation {path}: no such file; expected one XML an image", "missing annotation") from None
+    except (ElementTree.ParseError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"annotation {path}: not intact XML ({error}); fetch it again", "broken annotation") from error
+    width, height = (int(float(tree.findtext(f"size/{side}", ""))) for side in ("width", "height"))
+    boxes, names, ids, difficult = [], [], [], []
+    for k, thing in enumerate(tree.findall("object")):
+        where = f"{path.name}, object {k + 1}"
+        with tally.guard(where):
+            sides = [float(thing.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
+            # VOC counts pixels from 1, both ends inclusive.
+            box = good_box([sides[0] - 1, sides[1] - 1, sides[2], sides[3]], width, height, where)
+            name = (thing.findtext("name") or "").strip()
+            if not name:
+                raise UserError(f"{where}: without a name", "wrong type")
+            hard = (thing.findtext("difficult") or "0").strip() == "1"
+            boxes.append(box)
+            names.append(name)
+            ids.append(f"{image_id}_{k}")
+            difficult.append(hard)
+    picture = top / "JPEGImages" / f"{image_id}.jpg"  # what stands in the XML may have another suffix
+    return entry(picture, image_id, (width, height), boxes, names, ids, difficult=difficult)

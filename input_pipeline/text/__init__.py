@@ -1,0 +1,1 @@
+"""Text of the training samples and of the questions: box codec, prompts, questions, referrals, captions, tokenizer."""

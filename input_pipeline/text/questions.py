@@ -1,0 +1,103 @@
+"""Scenes as box questions: every object of an image asked in its own text, all of them together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import grain
+import numpy as np
+
+from input_pipeline.cache import Cache
+from input_pipeline.text.box_codec import BoxCodec
+from input_pipeline.text.prompts import Frame, split
+
+KEPT = 50_000  # encoded texts: every prompt, and all 18,496 boxes
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxQuestions(grain.transforms.RandomMap):
+    """A scene's record -> training texts.
+
+    `<image>In the image is a NAME located at [x1,y1,x2,y2].<|endofchunk|>`; only the target counts in the loss.
+
+    Returns ids int32[Q, T] (right-padded), target float32[Q, T] (1 where the token counts) and the record's `vision`
+    or `image`. Rows beyond the image's objects are all pads. Where the frame keeps prompt and answer apart, ids hold
+    the prompt, and labels int32[Q, T] the answer, to which target belongs.
+
+    Attributes:
+      tokenizer: a transformers tokenizer. codec: of boxes.
+      questions: Q; with more objects than that, the ones asked are drawn uniformly.
+      length: T, beyond the image's own tokens.
+      frame: what stands around prompt and answer.
+    """
+
+    tokenizer: Any
+    codec: BoxCodec
+    questions: int
+    length: int
+    frame: Frame = Frame()
+    _known: Cache = dataclasses.field(default_factory=lambda: Cache(KEPT), repr=False, compare=False)
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids; prompts and boxes come again and again, so those used last are kept."""
+        return self._known.get(text, lambda: self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        asked = rng.permutation(len(record["said"]))[: self.questions]
+        pad, frame = self.tokenizer.pad_token_id, self.frame
+        room = self.length + max(0, len(self._encode(frame.front)) - 1)
+        out = {"ids": np.full((self.questions, room), pad, np.int32)}
+        if frame.apart:
+            out["labels"] = np.full((self.questions, self.length), pad, np.int32)
+        written = out["labels" if frame.apart else "ids"]
+        out["target"] = np.zeros(written.shape, np.float32)
+        for row, i in enumerate(asked):
+            prompt, answer = split(
+                record["said"][i], self.codec.encode(record["cells"][i]), record.get("curriculum", False)
+            )
+            read, answer = self._encode(frame.prompt(prompt)), self._encode(answer + frame.tail)
+            before = [] if frame.apart else read
+            if len(read) > room or len(before) + len(answer) > written.shape[1]:
+                raise ValueError(
+                    f"text of {record['said'][i]!r} has over {self.length} tokens; raise config.text_length"
+                )
+            out["ids"][row, : len(read)] = read
+            written[row, : len(before) + len(answer)] = before + answer
+            out["target"][row, len(before) : len(before) + len(answer)] = 1
+        return out | {key: record[key] for key in ("vision", "image") if key in record}
+
+
+class Curriculum:
+    """Training samples in order: a first share from `early` scenes with the name in the target, the rest from `late`.
+
+    Sample i is a pure function of (seed, i): passes over a source are shuffled anew each time.
+
+    Attributes:
+      early, late: random-access sources of scene records. total: number of samples. share: of them from `early`.
+    """
+
+    def __init__(self, early: Any, late: Any, total: int, share: float, seed: int):
+        self.early, self.late, self.total, self.seed = early, late, total, seed
+        self.boundary = round(total * share)
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __repr__(self) -> str:
+        return f"Curriculum({self.early!r}, {self.late!r}, {self.total}, {self.boundary}, {self.seed})"
+
+    def _order(self, phase: int, epoch: int, length: int) -> np.ndarray:
+        if (phase, epoch) not in self._orders:
+            while len(self._orders) >= 4:  # the epochs that threads may still be reading
+                self._orders.pop(next(iter(self._orders)))
+            rng = np.random.default_rng([self.seed, phase, epoch])
+            self._orders[phase, epoch] = rng.permutation(length)
+        return self._orders[phase, epoch]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        phase = int(index >= self.boundary)
+        source = (self.early, self.late)[phase]
+        epoch, place = divmod(int(index) - phase * self.boundary, len(source))
+        return source[int(self._order(phase, epoch, len(source))[place])] | {"curriculum": phase == 0}

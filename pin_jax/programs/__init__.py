@@ -1,0 +1,1 @@
+"""What main.py runs: train and evaluate a method, the PIN table, compilation for a TPU topology, data preparation."""

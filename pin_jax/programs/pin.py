@@ -1,0 +1,196 @@
+"""The runs of a PIN config: train, evaluate, predict, inspect, compile. Each leaves its files in the workdir."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from input_pipeline.images import open_image
+from pin_jax import adapters, evaluate, methods, train
+from pin_jax.programs import compile as compiling
+from pin_jax.runtime import reporting, sharding
+from pin_jax.scoring import coco_files, figures, inspection, photographs
+from pin_jax.vlm import VLM, load_vlm, on_grid
+
+RUNS = ("train", "evaluate", "predict", "inspect", "compile")
+# What a workdir is bound to; the other entries may change between runs.
+TRAINING = (
+    "seed", "vlm", "language_model", "vision", "grid", "method", "method_options", "dtype",
+    "scenes", "train_scenes", "vary_backgrounds", "curriculum", "questions_per_image", "text_length", "cache_images",
+    "batch_size", "steps", "lr", "schedule",
+)  # fmt: skip
+INSERT, RESULTS = "insert.safetensors", "results.json"
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Does what config.run names."""
+    if config.run not in RUNS:
+        raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
+    begin = time.monotonic()
+    if config.run == "compile":
+        reporting.make_workdir(workdir)
+        compiling.run(config, workdir)
+        return
+    if config.run == "predict":
+        _check_predict(config)
+    vlm = open_vlm(config, config.batch_size if config.run == "train" else 0)
+    reporting.make_workdir(workdir)
+    if config.run == "predict":
+        predict(config, workdir, vlm)
+        return
+    if config.run == "inspect":
+        inspection.run(config, workdir, vlm, find_insert(config, workdir))
+        return
+    _claim(config, workdir, vlm)
+    reporting.plan(f"{config.run}: {config.method}, in {workdir}", train.describe(config, vlm))
+    if config.run == "train":
+        params = train.train(config, workdir, vlm)
+        if jax.process_index() == 0:
+            adapters.save(workdir / INSERT, jax.device_get(params), config, vlm)
+            figures.loss_curve(workdir / "loss.png", reporting.read_scalars(workdir))
+        if jax.process_count() > 1:  # the others read what the first has written
+            multihost_utils.sync_global_devices("insert")
+    score(config, workdir, vlm, time.monotonic() - begin)
+
+
+def open_vlm(config: ConfigDict, batch: int = 0) -> VLM:
+    """The VLM of a config on its mesh, its boxes on config.grid.
+
+    Args:
+      batch: that the mesh must divide; 0 for any.
+    """
+    mesh = sharding.make_mesh(config.mesh, batch)
+    pieces = {"language_model": config.language_model, "vision": config.vision} if config.language_model else {}
+    rules = sharding.rules(config.rules)
+    vlm, _ = load_vlm(config.vlm, config.dtype, mesh, rules, config.remat, config.attention, **pieces)
+    return on_grid(vlm, config.grid)
+
+
+def _claim(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> None:
+    """Binds a workdir to the config that trains in it; another one is refused."""
+    mine = {key: json.loads(config.to_json_best_effort())[key] for key in TRAINING} | {"frozen": vlm.identity}
+    path = workdir / "config.json"
+    if not path.exists():
+        if config.run == "train" and jax.process_index() == 0:
+            reporting.write_json(path, mine)
+        return
+    refuse_another(workdir, json.loads(path.read_text("utf-8")), mine)
+
+
+def refuse_another(workdir: pathlib.Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Refuses a workdir whose config is another one, in any entry of mine.
+
+    Raises:
+      UserError: names the entries.
+    """
+    different = [f"{key} {theirs.get(key)!r} there, {mine[key]!r} here" for key in mine if theirs.get(key) != mine[key]]
+    if different:
+        raise UserError(
+            f"workdir {workdir} belongs to another config: {'; '.join(different)}; choose another --workdir"
+        )
+
+
+def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """config.insert, else the workdir's own, else the one that ships with the VLM."""
+    if config.insert:
+        return pathlib.Path(config.insert)
+    own, shipped = workdir / INSERT, pathlib.Path(config.vlm) / INSERT
+    return own if own.exists() else shipped
+
+
+def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -> None:
+    """Evaluates an insert, prints the table, writes results, predictions and ground truth as JSON, and a picture."""
+    path = find_insert(config, workdir)
+    reporting.say(f"insert: {path}")
+    method, params = adapters.load(path, vlm)
+    begin, name = time.monotonic(), methods.describe(method)[0]
+    rows, records, asked, answers = evaluate.evaluate(config, vlm, method.inserts(params), name)
+    if jax.process_index() > 0:
+        return
+    title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
+    real = isinstance(records, photographs.Photographs)
+    if real:
+        title = f"{records.name}: {len(records)} images, {config.eval.decoder} decoding"
+        photographs.table(title, rows)
+    else:
+        reporting.results_table(title, rows, evaluate.COLUMNS)
+    coco_files.write(workdir, records, answers, vlm.codec.image_size)
+    shown = range(min(24, len(records)))
+    of = [[k for k, q in enumerate(asked) if q.image == i] for i in shown]
+    figures.predictions(
+        workdir / "predictions.png",
+        [records[i]["image"] for i in shown],
+        [", ".join(records[i]["said"]) for i in shown],
+        [[asked[k].name for k in ks] for ks in of],
+        [[answers[k].box for k in ks] for ks in of],
+        [[asked[k].box for k in ks] for ks in of],
+    )
+    extra = {
+        "config": json.loads(config.to_json_best_effort()),
+        "versions": reporting.versions(),
+        "devices": evaluate.devices(),
+        "frozen": vlm.identity,
+        "seconds": {"training": seconds, "evaluation": time.monotonic() - begin},
+    }
+    reporting.write_json(workdir / RESULTS, rows | extra | (records.about() if real else {}))
+    if path == workdir / INSERT:
+        adapters.note(path, rows[name])
+    reporting.say(f"wrote {workdir / RESULTS}, {workdir / 'predictions.png'}")
+
+
+def _check_predict(config: ConfigDict) -> None:
+    if not config.image:
+        raise UserError("config.image is empty: give a picture, --config.image=photo.jpg")
+    if not listed(config.prompts):
+        raise UserError("config.prompts is empty: give names, --config.prompts='cat,red apple'")
+    open_image(config.image)
+
+
+def listed(given: str | Sequence[str]) -> list[str]:
+    """`a,b`, or a sequence of names, as a list without empty ones."""
+    parts = given.split(",") if isinstance(given, str) else given
+    return [part.strip() for part in parts if part.strip()]
+
+
+def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> dict[str, Any]:
+    """Finds config.prompts in config.image; writes boxes.json (pixels of the photograph) and boxes.png."""
+    wanted = listed(config.prompts)
+    for name in wanted:
+        if vlm.names and name not in vlm.names:
+            near = difflib.get_close_matches(name, vlm.names, 3, 0.5)
+            hint = f"; near it: {', '.join(near)}" if near else f"; its {len(vlm.names)} names are in its model card"
+            raise UserError(f"prompt {name!r}: the small VLM does not know that name{hint}")
+    path = find_insert(config, workdir)
+    method, params = adapters.load(path, vlm)
+    photo = open_image(config.image)
+    size = vlm.codec.image_size
+    square = np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC))  # squashed, as in training and evaluation
+    inserts = method.inserts(params)
+    vision = evaluate.encode(vlm, [square], 1, inserts)
+    where = [(0, name) for name in wanted]
+    answers = evaluate.locate(vlm, vision, where, inserts, config.eval, "asking")
+    scale = np.array([photo.width, photo.height] * 2) / size
+    found = [
+        {"name": name, "box": [round(float(v), 1) for v in a.box * scale], "text": a.text, "parsed": bool(a.parsed)}
+        for name, a in zip(wanted, answers, strict=True)
+    ]
+    reporting.write_json(workdir / "boxes.json", {"image": str(config.image), "insert": str(path), "boxes": found})
+    boxes = [np.array(row["box"]) for row in found]
+    figures.predictions(
+        workdir / "boxes.png", [np.asarray(photo)], [pathlib.Path(config.image).name], [wanted], [boxes]
+    )
+    for row in found:
+        reporting.say(f"{row['name']}: {row['box']} (x1, y1, x2, y2 in pixels){'' if row['parsed'] else ' UNPARSED'}")
+    reporting.say(f"wrote {workdir / 'boxes.json'}, {workdir / 'boxes.png'}")
+    return {"boxes": found}

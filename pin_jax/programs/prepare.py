@@ -1,0 +1,63 @@
+"""The run of configs/prepare.py: packs cut-outs and backgrounds into the workdir, for `packed:WORKDIR/...`."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from input_pipeline.pasted import backgrounds, cutouts, packing
+from input_pipeline.pasted.packed import INDEX
+from input_pipeline.sets.bad_records import Tally
+from pin_jax.runtime import reporting
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Packs what the config names; what is there already, from the same source, is left.
+
+    Raises:
+      UserError: nothing is named, another source's pack is in the workdir, or a bad file with on_bad_record=refuse.
+    """
+    if not config.cutouts and not config.backgrounds:
+        raise UserError("config.cutouts and config.backgrounds are empty; give one: --config.backgrounds=folder:bg20k")
+    reporting.make_workdir(workdir)
+    tally = Tally(config.on_bad_record, reporting.say)
+    done: dict[str, Any] = {}
+    if config.backgrounds:
+        side = config.background_side or config.side
+        done["backgrounds"] = _pack(
+            packing.pack_backgrounds, config.backgrounds, workdir / "backgrounds", side, tally, config.threads,
+            lambda: len(backgrounds.load(config.backgrounds)),
+        )  # fmt: skip
+    if config.cutouts:
+        done["cutouts"] = _pack(
+            packing.pack_cutouts, config.cutouts, workdir / "cutouts", config.side, tally, config.threads,
+            lambda: len(cutouts.load(config.cutouts, "all", config.exclude)), exclude=tuple(config.exclude),
+        )  # fmt: skip
+    for kind, count in done.items():
+        reporting.say(f"{count:,} {kind}: --config.scenes.{kind}=packed:{workdir / kind}")
+    if tally.counts:
+        reporting.say(f"left out: {tally.report()}")
+    reporting.write_json(workdir / "prepared.json", {**done, "bad_records": tally.summary()})
+
+
+def _pack(
+    pack: Any, spec: str, folder: pathlib.Path, side: int, tally: Tally, threads: int, count: Any, **options: Any
+) -> int:
+    if folder.exists():
+        try:
+            index = json.loads((folder / INDEX).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: there, but no pack ({error}); choose another --workdir") from error
+        there = index["source"], index["side"], tuple(index.get("exclude", ()))
+        if there != (spec, side, tuple(options.get("exclude", ()))):
+            raise UserError(
+                f"{folder}: packed from {there[0]} at {there[1]} px without {there[2]}, not {spec} at {side}; choose"
+                " another --workdir"
+            )
+        return index["count"]
+    with reporting.progress(f"packing {spec}", count(), "picture") as advance:
+        return pack(spec, folder, side, tally, threads=threads, progress=advance, **options)

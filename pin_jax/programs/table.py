@@ -1,0 +1,242 @@
+"""The PIN table: every method on every model with the same data, budget and seeds, beside the paper's figures.
+
+Each row is a run of its own, a train run like any other, in WORKDIR/MODEL/seed_S/METHOD; what has its results.json is
+not run again, and is refused if its budget was another. Rows without parameters are in WORKDIR/MODEL/seed_S/frozen.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+import platform
+import statistics
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from pin_jax import evaluate
+from pin_jax.programs import pin
+from pin_jax.runtime import reporting
+from pin_jax.scoring import figures
+
+FROZEN = "frozen"
+SCORES = ("mIoU", "mIoU_M", "mIoU_L")
+ORDER = (
+    "raw", "random", "constant", "2_context", "5_context", "10_context", "coop", "vpt_f", "vpt_v", "lora_v", "pin",
+)  # fmt: skip
+# PIN's own figures on VOC2007 test: mIoU, mIoU_M, mIoU_L.
+PAPER = {
+    "flamingo": {
+        "raw": (0.0, 0.0, 0.0), "random": (0.22, 0.10, 0.33),
+        "2_context": (0.19, 0.08, 0.30), "5_context": (0.19, 0.07, 0.31), "10_context": (0.20, 0.06, 0.32),
+        "coop": (0.28, 0.11, 0.43), "vpt_f": (0.32, 0.14, 0.50), "vpt_v": (0.42, 0.21, 0.61),
+        "lora_v": (0.44, 0.26, 0.62), "pin": (0.45, 0.27, 0.62),
+    },
+    "blip2": {"vpt_f": (0.37, 0.16, 0.56), "vpt_v": (0.31, 0.13, 0.47), "pin": (0.44, 0.24, 0.63)},
+}  # fmt: skip
+
+
+def model_config(source: str) -> ConfigDict:
+    """The config of a file and a variant, `configs/pin_flamingo.py:tiny`.
+
+    Raises:
+      UserError: there is no such file or variant.
+    """
+    path, _, variant = source.partition(":")
+    spec = importlib.util.spec_from_file_location(f"table_{pathlib.Path(path).stem}", path)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config(variant)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"config.configs {source}: {error}; expected FILE.py:VARIANT") from error
+
+
+def row_config(config: ConfigDict, model: str, method: str, seed: int) -> ConfigDict:
+    """The config of one row."""
+    if model not in config.configs:
+        raise UserError(f"config.models {model!r}: expected some of {', '.join(config.configs)}")
+    source = config.configs[model]
+    if method:
+        source += f"{',' if ':' in source else ':'}method={method}"
+    row = model_config(source)
+    row.update({key: config[key] for key in ("steps", "cache_images", "lr") if config[key] is not None})
+    row.steps = config.model_steps.get(model, row.steps)
+    row.seed, row.lr = seed, config.rates.get(method, row.lr)
+    row.save_every = min(row.save_every, max(1, row.steps // 4))
+    row.scenes.update({key: value for key, value in config.scenes.items() if value})
+    row.eval.update({"images": config.eval_images, "context": ()})
+    if not method:  # the seed draws the worked examples
+        row.eval.update({"context": tuple(config.context), "context_seed": seed})
+    for key in config.overrides:
+        if key not in row:
+            raise UserError(f"config.overrides {key!r}: the config of {model} has no such entry")
+    row.update(config.overrides)
+    return row
+
+
+def frozen_rows(row: ConfigDict, folder: pathlib.Path) -> None:
+    """The rows without parameters."""
+    begin = time.monotonic()
+    rows, *_ = evaluate.evaluate(row, pin.open_vlm(row), None)
+    if jax.process_index() == 0:
+        extra = {"config": json.loads(row.to_json_best_effort()), "seconds": {"evaluation": time.monotonic() - begin}}
+        folder.mkdir(parents=True, exist_ok=True)
+        reporting.write_json(folder / pin.RESULTS, rows | extra)
+
+
+def has_run(row: ConfigDict, folder: pathlib.Path) -> bool:
+    """Whether a folder has a row's results.
+
+    Raises:
+      UserError: they are of another budget, or of other questions.
+    """
+    path = folder / pin.RESULTS
+    if not path.exists():
+        return False
+
+    def entries(config: dict[str, Any]) -> dict[str, Any]:
+        chosen = pin.TRAINING if folder.name != FROZEN else ("vlm", "scenes")
+        return {key: config.get(key) for key in chosen} | {
+            f"eval.{key}": value for key, value in config["eval"].items()
+        }
+
+    theirs = json.loads(path.read_text("utf-8"))["config"]
+    pin.refuse_another(folder, entries(theirs), entries(json.loads(row.to_json_best_effort())))
+    return True
+
+
+def refuse_other_weights(folder: pathlib.Path, weights: dict[pathlib.Path, str]) -> None:
+    """Refuses a row that was trained on other frozen weights than the rows of its model before it.
+
+    Args:
+      weights: model's folder -> hash of the frozen weights; what is not there yet is added.
+
+    Raises:
+      UserError: they are others.
+    """
+    if folder.name != FROZEN:
+        frozen = json.loads((folder / "insert.json").read_text("utf-8"))["frozen"]
+        first = weights.setdefault(folder.parent.parent, frozen)
+        pin.refuse_another(folder, {"frozen": frozen}, {"frozen": first})
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Runs what is missing, and writes the table.
+
+    Raises:
+      UserError: an unknown model or method; whatever a row's run raises.
+    """
+    seeds = [int(seed) for seed in config.seeds]
+    wanted = [(model, seed, method) for seed in seeds for model in pin.listed(config.models)
+              for method in ("", *pin.listed(config.methods))]  # fmt: skip
+    rows = [
+        (row_config(config, model, method, seed), workdir / model / f"seed_{seed}" / (method or FROZEN))
+        for model, seed, method in wanted
+    ]
+    weights: dict[pathlib.Path, str] = {}
+    for row, folder in rows:  # all are checked before any runs
+        if has_run(row, folder):
+            refuse_other_weights(folder, weights)
+    for number, (row, folder) in enumerate(rows, 1):
+        if has_run(row, folder):
+            continue
+        reporting.say(f"row {number} of {len(rows)}: {folder.relative_to(workdir)}")
+        if folder.name == FROZEN:
+            frozen_rows(row, folder)
+        else:
+            row.cache_folder = str(workdir / "cache")  # one bank serves all methods that act at the same side
+            pin.run(row, folder)
+        refuse_other_weights(folder, weights)
+        jax.clear_caches()
+    table = gather(workdir, pin.listed(config.models), seeds, pin.listed(config.methods))
+    if jax.process_index() == 0:
+        write(config, workdir, table)
+
+
+def gather(workdir: pathlib.Path, models: list[str], seeds: list[int], methods: list[str]) -> dict[str, Any]:
+    """Means over seeds, from the rows' own files.
+
+    Returns:
+      {model: {row: {"mIoU", "mIoU_M", "mIoU_L", "std", "unparsed", "parameters", "seconds"}}}; std is that of the mIoU
+      over seeds (of the population); seconds are of training and evaluation, of all frozen rows together for each.
+    """
+    table = {}
+    for model in models:
+        found: dict[str, list[dict]] = {}
+        for seed in seeds:
+            folder = workdir / model / f"seed_{seed}"
+            frozen = json.loads((folder / FROZEN / pin.RESULTS).read_text("utf-8"))
+            for name in frozen.keys() - {"config", "seconds"}:
+                row = frozen[name] | {"parameters": 0, "seconds": frozen["seconds"]["evaluation"]}
+                found.setdefault(name, []).append(row)
+            for method in methods:
+                results = json.loads((folder / method / pin.RESULTS).read_text("utf-8"))
+                card = json.loads((folder / method / "insert.json").read_text("utf-8"))
+                seconds = sum(results["seconds"].values())
+                row = results[method] | {"parameters": card["parameters"], "seconds": seconds}
+                found.setdefault(method, []).append(row)
+        order = [name for name in ORDER if name in found] + [name for name in methods if name not in ORDER]
+        table[model] = {name: _mean(found[name]) for name in order}
+    return table
+
+
+def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def mean(key: str) -> float | None:
+        values = [row[key] for row in rows]
+        return None if None in values else statistics.fmean(values)
+
+    return {
+        **{key: mean(key) for key in SCORES},
+        "std": None if mean("mIoU") is None else statistics.pstdev(row["mIoU"] for row in rows),
+        "unparsed": mean("unparsed"),
+        "parameters": rows[0]["parameters"],
+        "seconds": mean("seconds"),
+    }
+
+
+def write(config: ConfigDict, workdir: pathlib.Path, table: dict[str, Any]) -> None:
+    """Prints the table, and writes it as JSON, as Markdown beside the paper's figures, and as a bar chart."""
+    out = pathlib.Path(config.out) if config.out else workdir / "table"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for model, rows in table.items():
+        reporting.results_table(model, rows, (*SCORES, "std", "unparsed", "parameters", "seconds"))
+    reporting.write_json(out.with_suffix(".json"), table)
+    out.with_suffix(".md").write_text(markdown(config, table), "utf-8")
+    bars = {
+        model: {name: (row["mIoU"] or 0, row["std"] or 0) for name, row in rows.items()}
+        for model, rows in table.items()
+    }
+    figures.bars(out.with_suffix(".png"), bars)
+    reporting.say(f"wrote {', '.join(str(out.with_suffix(end)) for end in ('.json', '.md', '.png'))}")
+
+
+def markdown(config: ConfigDict, table: dict[str, Any]) -> str:
+    """The table beside the paper's, with how it was made."""
+
+    def cell(value: float | None, form: str = ".3f") -> str:
+        return "-" if value is None else format(value, form)
+
+    seeds = ", ".join(str(seed) for seed in config.seeds)
+    lines = [
+        f"Seeds {seeds}; {config.steps:,} steps a method"
+        + "".join(f" ({steps:,} on {model})" for model, steps in config.model_steps.items() if model in table)
+        + f", learning rate {config.lr:g}"
+        + "".join(f" ({rate:g} for {name})" for name, rate in config.rates.items())
+        + f"; {config.eval_images} images asked about. {time.strftime('%Y-%m-%d')}, {evaluate.devices()},"
+        f" {platform.machine()}. Paper: PVOC, other models and data; its figures stand here for their order.",
+    ]
+    for model, rows in table.items():
+        paper = PAPER.get(model, {})
+        head = (*SCORES, "std", "unparsed", "parameters", "seconds", "paper mIoU / M / L")
+        lines += ["", f"**{model}**", "", f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+        for name, row in rows.items():
+            cells = [cell(row[key]) for key in (*SCORES, "std", "unparsed")]
+            cells += [f"{row['parameters']:,}", cell(row["seconds"], ",.0f")]
+            cells.append(" / ".join(f"{value:.2f}" for value in paper[name]) if name in paper else "-")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

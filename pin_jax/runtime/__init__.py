@@ -1,0 +1,1 @@
+"""What runs the computation: meshes, checkpoints, cached features, training stages, reporting, FLOPs."""

@@ -1,0 +1,1 @@
+"""Scores of boxes, and the files, tables and figures that report them."""

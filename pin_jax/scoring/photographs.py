@@ -1,0 +1,75 @@
+"""Evaluation on photographs: the queries of a published set, and its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from input_pipeline.loader import records as loaded
+from input_pipeline.sets import registry
+from input_pipeline.sets.bad_records import Tally
+from input_pipeline.transforms import Squash
+from pin_jax.runtime import reporting
+from pin_jax.vlm import VLM
+
+COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.3", "P@0.5", "P@0.7", "queries (M, L)", "unparsed (M, L)")
+
+
+def table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints scores of `metrics.summary`, a row a method, with the counts that each mean is over."""
+
+    def shown(row: Mapping[str, Any], key: str, form: str) -> str:
+        own, *sizes = ("-" if row[k] is None else f"{row[k]:{form}}" for k in (key, f"{key}_M", f"{key}_L"))
+        return f"{own} ({', '.join(sizes)})"
+
+    full = {
+        name: {**row, "queries (M, L)": shown(row, "queries", ","), "unparsed (M, L)": shown(row, "unparsed", ".3f")}
+        for name, row in rows.items()
+    }
+    reporting.results_table(title, full, COLUMNS)
+
+
+class Photographs(list):
+    """Records of photographs, squashed to the VLM's size, in the order of the set.
+
+    Attributes:
+      name: of the set. counts: what the selection rules kept. tally: what was wrong with others.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]], name: str, counts: list, tally: Tally):
+        super().__init__(records)
+        self.name, self.counts, self.tally = name, counts, tally
+
+    def about(self) -> dict[str, Any]:
+        """For results.json."""
+        rows = [{"rule": rule, "images": images, "objects": objects} for rule, images, objects in self.counts]
+        return {"data": {"set": self.name, "images": len(self), "selection": rows, "bad_records": self.tally.summary()}}
+
+
+def read(config: ConfigDict, vlm: VLM) -> Photographs:
+    """Reads the set that config.eval.source names, by the rules of config.eval.select.
+
+    Raises:
+      UserError: no such set, or nothing of it can be asked for; a bad record, with config.on_bad_record=refuse.
+    """
+    tally = Tally(config.on_bad_record, reporting.say)
+    options = config.eval
+    source = registry.queries(options.source, config.data_dir, options.select, tally, vlm.names, options.split_by)
+    if options.images:
+        source.entries = source.entries[: options.images]
+        source.counts.append((f"the first {options.images}", len(source), source.objects()))
+    rows = {rule: f"{images:,} images, {objects:,} queries" for rule, images, objects in source.counts}
+    reporting.plan(f"{source.name}: what the selection rules keep", rows)
+    found = []
+    with reporting.progress(f"reading {source.name}", len(source), "image") as advance:
+        squash = Squash(vlm.codec.image_size)
+        for record in loaded(source, [squash], tally, threads=config.threads, progress=advance):
+            found.append(record)
+    if not found:
+        raise UserError(f"{source.name}: none of its {len(source)} images can be read ({tally.report()})")
+    if tally.counts:
+        reporting.say(f"{source.name}: left out {tally.report()}")
+    return Photographs(found, source.name, source.counts, tally)

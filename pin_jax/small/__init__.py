@@ -1,0 +1,1 @@
+"""How the small models that ship are made, stage by stage."""

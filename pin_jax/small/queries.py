@@ -1,0 +1,52 @@
+"""How the small BLIP-2 starts: queries that gather alike patches, and a decoder in whose space they stand.
+
+A Q-Former that starts from small random weights has to find by chance that a query can stand for an object. That is
+given at the start instead, as the small Flamingo's cross-attention is (`pretrain_language.match_init`); everything is
+then trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pin_jax.small.language import EMBEDDING_SCALE
+from pin_jax.small.vision import unit
+
+GATHER = 3.0  # weight of what a query reads, beside the query itself
+REST = 0.1  # what is left of a layer's random start
+MATCH = 1.5  # sharpness of a query's attention to what is like it
+
+
+def gather_init(qformer: Any, rng: jax.Array) -> Any:
+    """Starts a Q-Former whose queries gather the patches that are alike, layer by layer (a mean shift).
+
+    W_q = W_k = one random rotation, W_v and W_o near identities: the queries stay in the space of the vision tokens,
+    of the same width, so that names find them there.
+
+    Args:
+      qformer: parameters of a `QFormer` as wide as the vision encoder.
+    """
+    cross, queries = qformer["cross"], jax.random.normal(jax.random.fold_in(rng, 1), qformer["queries"].shape)
+    width = queries.shape[-1]
+    look = MATCH * jax.random.orthogonal(rng, width)
+    starts = {"q": look, "k": look, "v": jnp.eye(width), "out": GATHER * jnp.eye(width)}
+    cross = {**cross, **{n: {**cross[n], "kernel": REST * cross[n]["kernel"] + s} for n, s in starts.items()}}
+    return {**qformer, "queries": queries, "cross": cross}
+
+
+def start(params: Any, rng: jax.Array, qformer: Any, name_ids: np.ndarray, names: jax.Array) -> Any:
+    """Starts stage 2 of a small BLIP-2: the Q-Former of stage 1, and a decoder in whose space its queries stand.
+
+    Args:
+      params: the BLIP-2's parameters. qformer: those of the trained Q-Former.
+      name_ids: int[names], token id of each name. names: float[names, D], their embeddings in stage 1.
+    """
+    projection, lm = params["projection"], params["lm"]
+    kernel = REST * projection["kernel"] + EMBEDDING_SCALE * jnp.eye(*projection["kernel"].shape)
+    embedding = jax.random.normal(rng, lm["embedding"].shape) * EMBEDDING_SCALE
+    lm = {**lm, "embedding": embedding.at[name_ids].set(unit(names) * EMBEDDING_SCALE)}
+    return {**params, "qformer": qformer, "projection": {**projection, "kernel": kernel}, "lm": lm}

@@ -1,0 +1,148 @@
+"""Stage 1 of the small VLMs: an encoder learns names and looks from captions as bags of words, not positions.
+
+A name's score in an image is the log-sum-exp over tokens of the tokens' logits for it; names in the caption are set
+against names that are not. A look word is read from the tokens pooled by the name's own softmax. The encoder is the
+ViT, and after it BLIP-2's Q-Former, whose queries are the tokens then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from input_pipeline.loader import pad_rows
+from input_pipeline.pasted import looks
+from pin_jax.models.qformer import QFormer, QFormerConfig
+from pin_jax.models.vit import CLIP_MEAN as MEAN
+from pin_jax.models.vit import CLIP_STD as STD
+from pin_jax.models.vit import ViT, ViTConfig, normalise
+
+
+@dataclasses.dataclass(frozen=True)
+class BagOfWords(grain.transforms.Map):
+    """A scene as its image and the words of its caption, padded to `most` objects.
+
+    Returns image uint8[H, W, 3] (or the record's `vision`), names int32[most] (-1 pads) and looks int32[most, 4]
+    (-1: not said).
+    """
+
+    names: tuple[str, ...]
+    most: int
+
+    def map(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        index = {name: i for i, name in enumerate(self.names)}
+        ids = np.array([index[name] for name in record["names"]], np.int32)
+        seen = (
+            [look.indices() for look in record["looks"]] if record["looks"] else -np.ones((len(ids), len(looks.SLOTS)))
+        )
+        words = {
+            "names": pad_rows(ids, self.most, -1),
+            "looks": pad_rows(np.array(seen, np.int32), self.most, -1),
+        }
+        return words | {key: record[key] for key in ("vision", "image") if key in record}
+
+
+class BagOfWordsModel(nn.Module):
+    """An encoder, one embedding per name, and one linear head per look slot.
+
+    Attributes:
+      vision: shape of the ViT. names: how many there are.
+      qformer: the encoder is this Q-Former, which reads the ViT's tokens; None: it is the ViT.
+    """
+
+    vision: ViTConfig
+    names: int
+    qformer: QFormerConfig | None = None
+
+    def setup(self):
+        self.width = (self.qformer or self.vision).width
+        self.encoder = QFormer(self.qformer) if self.qformer else ViT(self.vision)
+        self.embedding = self.param("names", nn.initializers.normal(1.0), (self.names, self.width))
+        self.log_scale = self.param("log_scale", nn.initializers.constant(1.0), ())
+        self.heads = {slot: nn.Dense(len(words), name=f"look_{slot}") for slot, words in looks.SLOTS.items()}
+
+    def __call__(self, seen: jax.Array, keep: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Images uint8[B, H, W, 3], or vision tokens, -> tokens float[B, N, D], name logits float[B, N, names]."""
+        if self.qformer:
+            tokens = self.encoder(seen)
+        else:
+            tokens = self.encoder(normalise(seen, MEAN, STD), keep=keep)[:, int(self.vision.class_token) :]
+        return tokens, jnp.einsum("bnd,vd->bnv", tokens, self._names())
+
+    def _names(self) -> jax.Array:
+        return unit(self.embedding) * jnp.exp(self.log_scale) / self.width**0.5
+
+    def read(self, tokens: jax.Array, asked: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits float[B, N, K] of the asked names int[B, K], and look logits from tokens pooled by their softmax."""
+        # The asked rows of the table, not the asked columns of the logits: their gradient is no large scatter.
+        own = jnp.einsum("bnd,bkd->bnk", tokens, self._names()[asked])
+        pooled = jnp.einsum("bnk,bnd->bkd", jax.nn.softmax(own, 1), tokens)
+        return own, {slot: head(pooled) for slot, head in self.heads.items()}
+
+    def everything(self, seen, asked):
+        """Everything that has parameters, for `init`."""
+        return self.read(self(seen)[0], asked)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Zero mean and unit variance over the last axis: what a LayerNorm without parameters makes of an embedding."""
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+
+
+def place(images: jax.Array, rng: jax.Array, vision: ViTConfig, keep: float) -> tuple[jax.Array, jax.Array | None]:
+    """Which patches the encoder sees in training: cheaper than all, and every part of an object must carry its name.
+
+    Args:
+      images: uint8[B, S, S, 3]. Pictures smaller than the encoder's own size fill a random window of its grid, and only
+        the window is processed.
+      keep: for pictures of full size, the share of patches that are processed, drawn anew for each batch.
+
+    Returns:
+      Images of full size and the kept patches int[K] (None: all of them).
+    """
+    grid, side = vision.grid, images.shape[1] // vision.patch
+    if side < grid:
+        row, col = jax.random.randint(rng, (2,), 0, grid - side + 1)
+        canvas = jnp.zeros((images.shape[0], vision.image_size, vision.image_size, 3), images.dtype)
+        canvas = jax.lax.dynamic_update_slice(canvas, images, (0, row * vision.patch, col * vision.patch, 0))
+        return canvas, ((row + jnp.arange(side))[:, None] * grid + col + jnp.arange(side)).reshape(-1)
+    return images, jax.random.permutation(rng, grid**2)[: round(grid**2 * keep)] if keep < 1 else None
+
+
+def loss_fn(
+    model: BagOfWordsModel, params: Any, batch: dict[str, jax.Array], rng: jax.Array, keep: float, look_weight: float
+):
+    """Caption loss.
+
+    Args:
+      batch: what `BagOfWords` makes. keep: see `place`; for pictures only.
+      look_weight: weight of each look slot beside the names.
+
+    Returns:
+      The loss, and a dict of its parts.
+    """
+    seen = (batch["vision"],) if model.qformer else place(batch["image"], rng, model.vision, keep)
+    tokens, logits = model.apply({"params": params}, *seen)
+    present = batch["names"] >= 0
+    asked = jnp.maximum(batch["names"], 0)
+    own, read = model.apply({"params": params}, tokens, asked, method="read")
+    own = jax.nn.logsumexp(own, 1)
+    in_caption = jax.nn.one_hot(batch["names"], model.names).sum(1)
+    scores = jax.nn.logsumexp(logits, 1)
+    absent = jax.nn.logsumexp(scores - 1e9 * in_caption, 1, keepdims=True)
+    count = present.sum()
+    name_loss = jnp.where(present, jnp.logaddexp(own, absent) - own, 0).sum() / count
+    parts = {"names": name_loss}
+    for i, (slot, slot_logits) in enumerate(read.items()):
+        said = batch["looks"][..., i] >= 0
+        cost = optax.softmax_cross_entropy_with_integer_labels(slot_logits, jnp.maximum(batch["looks"][..., i], 0))
+        parts[slot] = jnp.where(said, cost, 0).sum() / count
+    return name_loss + look_weight * sum(parts[slot] for slot in read), parts

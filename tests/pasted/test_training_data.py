@@ -1,0 +1,209 @@
+"""Training data: X-Paste's pools, BG-20k, what is left out of training, and packing once."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import prepare as prepare_config
+from input_pipeline.cache import Cache
+from input_pipeline.errors import UserError
+from input_pipeline.loader import batches
+from input_pipeline.pasted import backgrounds, cutouts, packed, packing
+from input_pipeline.pasted.scenes import SceneConfig, Scenes
+from input_pipeline.sets import lvis
+from input_pipeline.sets.bad_records import Tally
+from input_pipeline.transforms import Only
+from pin_jax.programs import prepare
+from tests.fixtures import layouts
+
+NAMES = ("aerosol_can", "alarm_clock", "airplane", "sofa", "flowerpot", "projectile_(weapon)", "water_bottle")
+COLOURS = ("red", "lime", "blue", "cyan", "yellow", "magenta", "white")
+
+
+def cutout(path: pathlib.Path, colour: str, size=(60, 40)) -> None:
+    """A disc of a colour with a soft edge, and a transparent border to trim."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    y, x = np.mgrid[: size[1], : size[0]]
+    away = np.hypot((x - size[0] / 2) / (size[0] / 2 - 4), (y - size[1] / 2) / (size[1] / 2 - 4))
+    pixels = np.array(Image.new("RGBA", size, colour))
+    pixels[..., 3] = (np.clip(1.1 - away, 0, 0.3) / 0.3 * 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def pool(root: pathlib.Path, by: str) -> str:
+    """A pool of one file a name, in one of the layouts; the spec that names it."""
+    paths = {name: f"{name}/0001.png" for name in NAMES}
+    for name, colour in zip(NAMES, COLOURS, strict=True):
+        cutout(root / "images" / paths[name], colour)
+    if by == "name":
+        held = {name: [path] for name, path in paths.items()}
+    else:
+        numbers = {name.replace("_(weapon)", ""): k for k, name in enumerate(lvis.names.table("lvis").column("name"))}
+        numbers["projectile"] = lvis.names.table("lvis").column("name").index("projectile_(weapon)")
+        held = {str(numbers[n.replace("_(weapon)", "")]): [f"*images/{path}"] for n, path in paths.items()}
+    (root / "pool.json").write_text(json.dumps(held))
+    return f"xpaste:{root / 'pool.json'}"
+
+
+@pytest.mark.parametrize("by", ["name", "index"])
+def test_xpaste_pools_and_the_papers_split(tmp_path, by):
+    spec = pool(tmp_path, by)
+    assert cutouts.load(spec, "train").names == ["aerosol can", "alarm clock", "water bottle"]
+    # COCO's by synset (airplane; a flowerpot is its potted plant), VOC's by synonym (sofa): pasted for validation.
+    assert cutouts.load(spec, "held_out").names == ["airplane", "flowerpot", "sofa"]
+    assert "projectile" not in cutouts.load(spec, "all").names
+    name, picture = cutouts.load(spec, "train")[0]
+    assert name == "aerosol can" and picture.getpixel((picture.width // 2, picture.height // 2)) == (255, 0, 0, 255)
+    assert picture.width < 60 and picture.height < 40  # trimmed
+    assert cutouts.load(f"xpaste:{tmp_path}", "train").names == cutouts.load(spec, "train").names
+    assert cutouts.load(f"xpaste:{tmp_path / 'images'}", "held_out").names == ["airplane", "flowerpot", "sofa"]
+
+
+def test_names_are_left_out_of_any_source(tmp_path):
+    pool(tmp_path, "name")
+    left = cutouts.load(f"folder:{tmp_path / 'images'}", "all", ("@coco", "@voc", "projectile"))
+    assert left.names == ["aerosol can", "alarm clock", "water bottle"]
+
+
+@pytest.mark.parametrize("held, words", [
+    ({"5000": []}, "category 5000; LVIS has 0 to 1202"), ({"cat": "cat.png"}, "'cat' is not a list of paths"),
+    ([1], "a list; expected an object"), ({"cat": [{"path": 3}]}, "'cat' is not a list of paths"),
+])  # fmt: skip
+def test_a_pool_of_another_form_is_one_line(tmp_path, held, words):
+    (tmp_path / "pool.json").write_text(json.dumps(held))
+    with pytest.raises(UserError, match=words):
+        cutouts.load(f"xpaste:{tmp_path / 'pool.json'}")
+
+
+def bg20k(root: pathlib.Path) -> str:
+    """BG-20k's two folders."""
+    for k in range(5):
+        layouts.photo(root / "train" / f"h_{k:08d}.jpg", k, (90, 60))
+    layouts.photo(root / "testval" / "h_00000009.jpg", 9, (60, 90))
+    return f"folder:{root}"
+
+
+def config_for(root, **changes) -> ConfigDict:
+    config = prepare_config.get_config()
+    config.update({"cutouts": pool(root, "name"), "backgrounds": bg20k(root / "bg"), "side": 64} | changes)
+    return config
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A workdir that `prepare` has filled from a pool and BG-20k, each with a broken file."""
+    config = config_for(tmp_path)
+    (tmp_path / "bg" / "train" / "h_00000003.jpg").write_bytes(b"")
+    held = json.loads((tmp_path / "pool.json").read_text())
+    held["alarm_clock"].append("alarm_clock/0002.png")
+    (tmp_path / "pool.json").write_text(json.dumps(held))
+    prepare.run(config, tmp_path / "packed")
+    return tmp_path, config
+
+
+def test_prepare_packs_what_training_reads(prepared):
+    root, config = prepared
+    done = json.loads((root / "packed" / "prepared.json").read_text())
+    assert done["backgrounds"] == 5 and done["cutouts"] == 6
+    assert done["bad_records"]["counts"] == {"missing image": 1, "unreadable image": 1}
+    for split in ("train", "held_out", "all"):
+        plain, own = (cutouts.load(spec, split) for spec in (config.cutouts, f"packed:{root / 'packed' / 'cutouts'}"))
+        assert sorted(set(plain.names)) == own.names
+        plain = plain if split == "held_out" else plain.drop(["alarm clock"])
+        own = own if split == "held_out" else own.drop(["alarm clock"])
+        for k in range(len(own)):
+            assert own.aspect(k) == plain.aspect(k)
+            for size in ((54, 34), (40, 28), (10, 7)):
+                a, b = (np.asarray(source.render(k, size), np.float32) for source in (own, plain))
+                seen = b[..., 3:] / 255  # colours count where they are seen
+                assert a.shape == (size[1], size[0], 4) and np.abs((a - b)[..., 3]).max() <= 14
+                assert np.abs(a[..., :3] * a[..., 3:] / 255 - b[..., :3] * seen).max() <= 14
+    back = backgrounds.load(f"packed:{root / 'packed' / 'backgrounds'}", "held_out")
+    assert len(back) == 1 and len(backgrounds.load(f"packed:{root / 'packed' / 'backgrounds'}", "train")) == 4
+    wanted = backgrounds.load(config.backgrounds, "held_out").original(0).resize((64, 64), Image.Resampling.BILINEAR)
+    found = back.draw(np.random.default_rng(0), 64)
+    assert found.size == (64, 64) and np.abs(np.asarray(found, int) - np.asarray(wanted, int)).mean() < 3
+
+
+def test_prepare_goes_on_and_refuses(prepared):
+    root, config = prepared
+    before = (root / "packed" / "cutouts" / "index.json").stat().st_mtime_ns
+    prepare.run(config, root / "packed")  # what is there is left
+    assert (root / "packed" / "cutouts" / "index.json").stat().st_mtime_ns == before
+    config.side = 32
+    with pytest.raises(UserError, match="from folder.* at 64 px without .*, not .* at 32; choose another"):
+        prepare.run(config, root / "packed")
+    config.on_bad_record = "refuse"
+    with pytest.raises(UserError, match="h_00000003.jpg"):
+        prepare.run(config, root / "strict")
+    assert not (root / "strict" / "backgrounds").exists()
+    with pytest.raises(UserError, match="config.cutouts and config.backgrounds are empty"):
+        prepare.run(prepare_config.get_config(), root / "none")
+
+
+def test_scenes_from_packed_data_are_the_same_for_any_reader(prepared):
+    root, _ = prepared
+    spec = {kind: f"packed:{root / 'packed' / kind}" for kind in ("cutouts", "backgrounds")}
+    config = SceneConfig(image_size=64, grid=16, **spec, with_masks=True)
+    scenes = Scenes(config, 0, 8)
+    copy = pickle.loads(pickle.dumps(scenes))
+    for k in (3, 0):
+        np.testing.assert_array_equal(scenes[k]["image"], copy[k]["image"])
+        assert scenes[k]["masks"].any((1, 2)).all() and scenes.describe(k)["names"] == scenes[k]["names"]
+    validation = Scenes(SceneConfig(image_size=64, **spec, split="held_out"), 0, 8)
+    assert validation.names == ["airplane", "flowerpot", "sofa"]  # the synthetic zero-shot validation
+    looks = Scenes(SceneConfig(image_size=64, **spec, look_share=1.0, mirror=1.0, crop=0.5, vary=1.0), 0, 8)[0]
+    assert looks["image"].shape == (64, 64, 3)
+    one = [next(batches(scenes, [Only(("image",))], 4, threads=threads))["image"] for threads in (1, 2)]
+    np.testing.assert_array_equal(*one)
+
+
+def test_broken_packs_are_one_line(prepared):
+    root, _ = prepared
+    folder = root / "packed" / "cutouts"
+    with pytest.raises(UserError, match="holds cutouts, expected backgrounds"):
+        backgrounds.load(f"packed:{folder}")
+    data = next(folder.glob("data-*"))
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(UserError, match="cutouts: broken .*; prepare it again"):
+        cutouts.load(f"packed:{folder}")[0]
+    (folder / "index.json").write_text("{")
+    with pytest.raises(UserError, match="index.json is broken"):
+        cutouts.load(f"packed:{folder}")
+    with pytest.raises(UserError, match="no index.json in it; make it first"):
+        cutouts.load(f"packed:{root}")
+
+
+def test_a_full_disk_leaves_no_half_pack(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(UserError, match="cannot be written .*free disk space"):
+        packing.pack_backgrounds("photos", tmp_path / "packed", 16, Tally("refuse"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_levels():
+    assert packed.levels(224, 100) == [(224, 100), (112, 50), (56, 25), (28, 12)] and packed.levels(20, 5) == [(20, 5)]
+
+
+def test_a_cache_forgets_what_was_used_longest_ago():
+    made = []
+    cache = Cache(100)
+
+    def get(key, cost=40):
+        return cache.get(key, lambda: made.append(key) or key, lambda value: cost)
+
+    for key in "abacab":  # c pushes b out, b then pushes c out
+        assert get(key) == key
+    assert made == ["a", "b", "c", "b"] and len(cache) == 2
+    assert get("large", 101) == "large" and len(cache) == 2
+    assert len(pickle.loads(pickle.dumps(cache))) == 0

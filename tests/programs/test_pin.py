@@ -1,0 +1,213 @@
+"""A run from the outside: what it leaves in its workdir, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from input_pipeline.errors import UserError
+from pin_jax import methods, train, vlm
+from pin_jax.programs import pin
+from tests.fixtures.golden_files import ROOT
+from tests.fixtures.small import config_for, write_vlm
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_vlm(tmp_path_factory.mktemp("vlm"))
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "a"
+    pin.run(config_for(folder, curriculum=0.25), workdir)
+    return workdir
+
+
+def test_a_run_leaves_everything(trained):
+    results = json.loads((trained / "results.json").read_text())
+    wanted = {"mIoU", "mIoU_M", "mIoU_L", "unparsed", "queries", "other_iou"}
+    for row in ("pin", "raw", "random", "constant"):
+        assert wanted <= results[row].keys()
+    assert {"config", "versions", "seconds"} <= results.keys()
+    assert 0 < results["random"]["mIoU"] < results["constant"]["mIoU"] < 1
+    for name in ("predictions.png", "loss.png"):
+        assert Image.open(trained / name).width > 100
+    assert list((trained / "tensorboard").iterdir()) and list((trained / "checkpoints").iterdir())
+    assert load_file(trained / "insert.safetensors")["linear_2/kernel"].shape == (768, 128)
+
+
+def test_predictions_are_coco_and_score_as_reported(trained):
+    from pycocotools.coco import COCO
+
+    coco = COCO(str(trained / "ground_truth.json"))
+    found = json.loads((trained / "predictions.json").read_text())
+    assert len(coco.loadRes(found).getAnnIds()) == len(found) == len(coco.getAnnIds())
+    from pycocotools.mask import iou
+
+    scores = [
+        iou(np.array([p["bbox"]]), np.array([t["bbox"]]), [0])[0, 0]
+        for p, t in zip(found, coco.dataset["annotations"], strict=True)
+    ]
+    results = json.loads((trained / "results.json").read_text())
+    np.testing.assert_allclose(np.mean(scores), results["pin"]["mIoU"], atol=1e-9)
+
+
+def test_training_moves_the_insert_and_leaves_the_frozen_weights(folder, trained):
+    frozen = vlm.load(folder)
+    before = methods.build("pin", frozen.model.config).init(jax.random.key(0))
+    after = load_file(trained / "insert.safetensors")
+    moved = [np.abs(after[k] - v).max() for k, v in vlm.flatten(before).items()]
+    assert min(moved) > 0
+    assert json.loads((trained / "config.json").read_text())["frozen"] == vlm.identity(frozen.params)
+
+
+def test_evaluate_alone_gives_the_same_scores(folder, trained, tmp_path):
+    config = config_for(folder, run="evaluate", insert=str(trained / "insert.safetensors"))
+    pin.run(config, tmp_path / "b")
+    rows = [json.loads((w / "results.json").read_text()) for w in (trained, tmp_path / "b")]
+    assert rows[0]["pin"] == rows[1]["pin"] and rows[0]["random"] == rows[1]["random"]
+
+
+def test_uncached_training_with_the_encoder_inside(folder, tmp_path):
+    pin.run(config_for(folder, cache_images=0, steps=3, save_every=3), tmp_path)
+    assert (tmp_path / "insert.safetensors").exists()
+
+
+def test_another_seed_draws_other_scenes(folder, tmp_path):
+    frozen = vlm.load(folder)
+
+    def pictures(seed):
+        source = train.training_source(config_for(folder, seed=seed, cache_images=0, curriculum=0.25), frozen, tmp_path)
+        # The scenes themselves: their order depends on the seed too, and would hide that they are the same ones.
+        return [scenes[i]["image"].tobytes() for scenes in (source.early, source.late) for i in range(2)]
+
+    assert pictures(0) == pictures(0)
+    assert not set(pictures(0)) & set(pictures(1))
+
+
+def test_predict(folder, trained, tmp_path):
+    Image.new("RGB", (300, 150), "teal").save(tmp_path / "photo.jpg")
+    config = config_for(folder, run="predict", image=str(tmp_path / "photo.jpg"), prompts="cat, red apple")
+    config.insert = str(trained / "insert.safetensors")
+    pin.run(config, tmp_path / "out")
+    boxes = json.loads((tmp_path / "out" / "boxes.json").read_text())["boxes"]
+    assert [row["name"] for row in boxes] == ["cat", "red apple"]
+    for row in boxes:
+        x1, y1, x2, y2 = row["box"]
+        assert 0 <= x1 < x2 <= 300 and 0 <= y1 < y2 <= 150
+    assert Image.open(tmp_path / "out" / "boxes.png")
+
+
+def refused(config, workdir, *words):
+    with pytest.raises(UserError) as error:
+        pin.run(config, workdir)
+    text = str(error.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+    return text
+
+
+def test_bad_requests_are_one_line(folder, trained, tmp_path):
+    refused(config_for(folder, run="trian"), tmp_path, "trian", "train")
+    refused(config_for(tmp_path / "nowhere"), tmp_path, "nowhere", "no such folder")
+    (tmp_path / "empty").mkdir()
+    refused(config_for(tmp_path / "empty"), tmp_path, "empty", "config.json")
+    refused(config_for(folder, dtype="int8"), tmp_path, "config.dtype 'int8'", "bfloat16")
+    refused(config_for(folder, remat="some"), tmp_path, "config.remat 'some'", "none, full, dots")
+    refused(config_for(folder, mesh={"data": 3, "fsdp": 1, "tensor": 1}), tmp_path, "config.mesh", "1 devices")
+    refused(config_for(folder, run="predict"), tmp_path, "config.image")
+    refused(config_for(folder, run="predict", image="no.png", prompts="cat"), tmp_path, "no.png", "no such file")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    refused(
+        config_for(folder, run="predict", image=str(tmp_path / "broken.png"), prompts="cat"), tmp_path, "broken.png"
+    )
+    Image.new("RGB", (20, 20)).save(tmp_path / "ok.png")
+    refused(config_for(folder, run="predict", image=str(tmp_path / "ok.png"), prompts=" ,"), tmp_path, "config.prompts")
+    refused(
+        config_for(folder, run="predict", image=str(tmp_path / "ok.png"), prompts="tigre"), tmp_path, "tigre", "tiger"
+    )
+    refused(config_for(folder, schedule="linear"), tmp_path / "s", "linear", "cosine")
+
+
+def test_a_workdir_of_another_config_is_refused(folder, trained):
+    text = refused(config_for(folder, curriculum=0.25, lr=0.5), trained, "lr", "0.5", "choose another")
+    assert "steps" not in text
+
+
+def test_an_insert_of_other_weights_is_refused(trained, tmp_path):
+    other = write_vlm(tmp_path / "other", seed=7)
+    config = config_for(other, run="evaluate", insert=str(trained / "insert.safetensors"))
+    refused(config, tmp_path / "w", "trained on frozen weights")
+
+
+def test_truncated_weights_are_one_line(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "cut")
+    path = tmp_path / "cut" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    refused(config_for(tmp_path / "cut"), tmp_path / "w", "model.safetensors", "safetensors file")
+
+
+def test_weights_that_do_not_fit_are_all_listed(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "odd")
+    meta = json.loads((tmp_path / "odd" / "config.json").read_text())
+    meta["model"]["lm"]["depth"] = 2
+    meta["model"]["vision"]["mlp"] = 64
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(meta))
+    text = refused(config_for(tmp_path / "odd"), tmp_path / "w", "lm/blocks/qkv/kernel", "vision/blocks/fc1/kernel")
+    assert text.count("expected") >= 8
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_state(folder, tmp_path):
+    pin.run(config_for(folder, steps=4, save_every=4, schedule="constant"), tmp_path)
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "w" / "checkpoints")
+    bad = config_for(folder, steps=12, lr=float("inf"), schedule="constant")
+    refused(bad, tmp_path / "w", "loss is nan", "step 4 is kept", "config.lr")
+    assert sorted(p.name for p in (tmp_path / "w" / "checkpoints").iterdir() if p.name.isdigit()) == ["4"]
+
+
+def test_a_corrupt_checkpoint_falls_back_to_the_one_before(folder, tmp_path, capfd):
+    config = config_for(folder)
+    pin.run(config, tmp_path / "whole")
+    pin.run(config, tmp_path / "hurt")
+    for path in (tmp_path / "hurt" / "checkpoints" / "12").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"x" * 10)
+    (tmp_path / "hurt" / "insert.safetensors").unlink()
+    capfd.readouterr()
+    pin.run(config, tmp_path / "hurt")
+    said = capfd.readouterr().out
+    assert "checkpoint 12" in said and "broken" in said and "step 8" in said
+    whole, mended = (load_file(tmp_path / name / "insert.safetensors") for name in ("whole", "hurt"))
+    for key, value in whole.items():
+        np.testing.assert_array_equal(value, mended[key])
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(folder, tmp_path):
+    """A limit on the size of files looks to a program as a full disk does."""
+    flags = ["--config.steps=4", "--config.batch_size=4", "--config.cache_images=0", "--config.eval.images=2"]
+    command = [sys.executable, "main.py", "--config=configs/pin_flamingo.py:tiny", f"--config.vlm={folder}", *flags]
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'w'}"], cwd=ROOT, capture_output=True, text=True, preexec_fn=small_files
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "cannot be written" in last and "free disk space" in last, done.stderr
+    assert "Traceback" not in done.stderr
+    # With room again the same command goes on.
+    subprocess.run([*command, f"--workdir={tmp_path / 'w'}"], cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "w" / "results.json").exists()

@@ -1,0 +1,74 @@
+"""One device, eight fake ones and two processes train the same insert."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.fixtures.golden_files import ROOT
+from tests.fixtures.small import write_vlm
+
+
+def command(folder, workdir) -> list[str]:
+    overrides = {"vlm": folder, "steps": 20, "batch_size": 8, "cache_images": 16, "log_every": 1, "eval.images": 2}
+    flags = [f"--config.{key}={value}" for key, value in overrides.items()]
+    return [sys.executable, "main.py", "--config=configs/pin_flamingo.py:tiny", f"--workdir={workdir}", *flags]
+
+
+def losses(workdir) -> list[float]:
+    return [json.loads(line)["loss"] for line in (workdir / "scalars.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = write_vlm(tmp_path_factory.mktemp("vlm"))
+    workdir = tmp_path_factory.mktemp("runs") / "alone"
+    subprocess.run(command(folder, workdir), cwd=ROOT, check=True, capture_output=True)
+    return folder, workdir
+
+
+def same(a, b):
+    np.testing.assert_allclose(losses(a), losses(b), rtol=1e-5)
+    one, other = (load_file(w / "insert.safetensors") for w in (a, b))
+    for key, value in one.items():
+        np.testing.assert_allclose(value, other[key], atol=2e-4)  # Adam makes of a tiny gradient's sign a whole step
+
+
+def test_eight_devices(alone, tmp_path):
+    folder, workdir = alone
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    subprocess.run(command(folder, tmp_path / "w"), cwd=ROOT, check=True, capture_output=True, env=env)
+    same(workdir, tmp_path / "w")
+
+
+def test_two_processes(alone, tmp_path):
+    folder, workdir = alone
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    started = []
+    for index in range(2):
+        env = {**os.environ, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}
+        pipe = subprocess.PIPE
+        started.append(
+            subprocess.Popen(command(folder, tmp_path / "w"), cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+        )
+    for process in started:
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error[-2000:]
+    same(workdir, tmp_path / "w")
+
+
+def test_a_batch_that_the_devices_do_not_divide(alone, tmp_path):
+    folder, _ = alone
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    done = subprocess.run(command(folder, tmp_path / "w"), cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 1 and "config.batch_size 8 is not a multiple of the 3 devices" in done.stderr
+    assert "Traceback" not in done.stderr

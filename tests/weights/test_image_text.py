@@ -1,0 +1,246 @@
+"""CLIP, SigLIP and BLIP against transformers, read from whole folders; published sizes; real CLIP token ids."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from gem_jax import GEM, pretrained
+from gem_jax.attention import METHODS, method
+from input_pipeline.errors import UserError
+from pin_jax.models.clip import BACKBONES, CLIP, CLIPConfig, TextConfig
+from pin_jax.models.vit import ViTConfig
+from tests.fixtures import gem_models
+from tests.fixtures.golden_files import GOLDEN, split
+
+NAMES = ("model_clip_quick_gelu", "model_clip_gelu", "model_siglip", "model_blip")
+
+
+def write(folder: pathlib.Path, weights: dict[str, np.ndarray], config: str) -> pathlib.Path:
+    """A folder in Hugging Face's layout, with a tokenizer of its kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(str(config))
+    safetensors.save_file({k: np.array(v, order="C") for k, v in weights.items()}, folder / "model.safetensors")
+    if json.loads(str(config))["model_type"] == "clip":
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(GOLDEN / "clip_bpe" / name, folder)
+    else:
+        words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1, "</s>": 2, "cat": 3, "photo": 4}, "<unk>"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
+        fast.save_pretrained(folder)
+    return folder
+
+
+def compare(folder: pathlib.Path, weights: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> None:
+    """Reads the folder and compares embeddings and tokens."""
+    model = pretrained.load(write(folder, weights, arrays["config"]))
+
+    def run(method: str, *args) -> np.ndarray:
+        return np.asarray(model.module.apply({"params": model.params}, *args, method=method))
+
+    pixels = jnp.asarray(arrays["in/pixels"].transpose(0, 2, 3, 1))
+    tokens = run(lambda m, x: m.vision(x), pixels)
+    np.testing.assert_allclose(tokens, arrays["out/tokens"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run("image", pixels), arrays["out/image"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run("text", arrays["in/ids"]), arrays["out/text"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(golden, name, tmp_path):
+    compare(tmp_path / "m", *golden(name))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", NAMES)
+def test_live_torch(name, tmp_path):
+    from tests.fixtures.golden.make_image_text import reference
+
+    compare(tmp_path / "m", *split(reference(name, seed=7)))
+
+
+@pytest.mark.parametrize("name", ["model_siglip", "model_blip"])
+def test_gem_runs_on_it(golden, name, tmp_path):
+    weights, arrays = golden(name)
+    gem = GEM.from_pretrained(write(tmp_path / "m", weights, arrays["config"]), depth=3, size=(28, 14))
+    heat = np.asarray(gem([np.zeros((9, 7, 3), np.uint8), _photo()], ["cat", "photo"]))
+    assert heat.shape == (2, 2, 28, 14) and np.isfinite(heat).all() and heat[1].max() == 1
+
+
+def _photo() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+
+
+def test_siglip_tokens_pool_to_the_single_token_case(golden, tmp_path):
+    """With one patch, attention pooling has nothing to choose: every token's own projection is the pooled one."""
+    weights, arrays = golden("model_siglip")
+    model = pretrained.load(write(tmp_path / "m", weights, arrays["config"]))
+    pixels = jnp.asarray(arrays["in/pixels"].transpose(0, 2, 3, 1))[:, :7, :7]
+    stream = method("clip", model.config.vision, 2)
+    apply = model.module.apply
+    pooled = apply({"params": model.params}, pixels, method="image")
+    tokens, _ = apply({"params": model.params}, pixels, stream, method="image_tokens")
+    np.testing.assert_allclose(tokens[:, 0], pooled, rtol=1e-5, atol=1e-5)
+
+
+def test_every_weight_that_is_wrong_is_listed(golden, tmp_path):
+    weights, arrays = golden("model_clip_gelu")
+    weights = dict(weights)
+    del weights["text_projection.weight"], weights["vision_model.encoder.layers.1.mlp.fc1.bias"]
+    weights["stray.weight"] = weights["another.bias"] = np.zeros(3, np.float32)
+    folder = write(tmp_path / "m", weights, arrays["config"])
+    with pytest.raises(UserError) as caught:
+        pretrained.load(folder)
+    for word in ("stray.weight", "another.bias", "text_projection/kernel", "vision/blocks/fc1/bias (layers 1)"):
+        assert word in str(caught.value)
+
+
+def test_real_clip_token_ids():
+    data = gem_models.arrays()
+    texts = json.loads(str(data["tok/texts"]))
+    tokenizer = pretrained._tokenizer(GOLDEN / "clip_bpe", "clip")
+    clip = CLIP(CLIPConfig(ViTConfig(), TextConfig()))
+    ids = pretrained.ImageText(clip, None, tokenizer).tokenize(texts)
+    assert ids.shape == (5, 16)
+    np.testing.assert_array_equal(ids, data["tok/ids"][:, :16])
+
+
+def test_long_texts_keep_the_whole_context_and_the_end():
+    clip = CLIP(CLIPConfig(ViTConfig(), TextConfig()))
+    model = pretrained.ImageText(clip, None, pretrained._tokenizer(GOLDEN / "clip_bpe", "clip"))
+    ids = model.tokenize(["a photo of " * 40, "a"])
+    assert ids.shape == (2, 77) and ids[0, -1] == 49407 and (ids[1, 3:] == 0).all()
+
+
+# --- open_clip's layout, and whose weights need which activation ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data():
+    return gem_models.arrays()
+
+
+def _open_clip(folder: pathlib.Path, data, quick_gelu: bool) -> pathlib.Path:
+    gem_models.write_open_clip(folder, data, quick_gelu)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(GOLDEN / "clip_bpe" / name, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "says_quick", "needs"),
+    [
+        ("plain", True, "quick_gelu"),
+        ("plain", False, "gelu"),
+        ("ViT-B-16-openai", False, "quick_gelu"),
+        ("metaclip_400m", False, "quick_gelu"),
+        ("CLIP-ViT-B-16-laion2B", True, "gelu"),
+    ],
+)
+def test_open_clip_folder_and_activation(data, tmp_path, name, says_quick, needs, capsys):
+    gem = GEM.from_pretrained(_open_clip(tmp_path / name, data, says_quick), size=64)
+    config = gem.model.config
+    assert config.vision.act == config.text.act == needs
+    if (name, needs) == ("plain", "quick_gelu"):
+        text = gem.text_features(data["text/ids"])
+        np.testing.assert_allclose(text, data["quickgelu/f32/default/text_emb"], rtol=1e-5, atol=1e-5)
+
+
+def test_activation_can_be_said(data, tmp_path):
+    folder = _open_clip(tmp_path / "openai", data, True)
+    assert pretrained.load(folder, activation="gelu").config.vision.act == "gelu"
+    with pytest.raises(UserError, match="activation 'relu6': expected one of gelu, gelu_tanh, quick_gelu"):
+        pretrained.load(folder, activation="relu6")
+
+
+def test_bfloat16(data, tmp_path):
+    folder = _open_clip(tmp_path / "m", data, True)
+    gem = GEM.from_pretrained(folder, dtype="bfloat16", size=64)
+    assert gem.model.params["vision"]["blocks"]["qkv"]["kernel"].dtype == jnp.bfloat16
+    pixels = jnp.asarray(data["image/sq64"].transpose(0, 2, 3, 1))
+    tokens = np.asarray(gem.image_tokens(pixels)[0], np.float32)
+    expected = data["quickgelu/f32/default/sq64/feat_gem"]
+    cosine = (tokens * expected).sum(-1) / np.linalg.norm(tokens, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert cosine.mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "open_clip_model.safetensors").unlink(), "neither open_clip_model.safetensors nor"),
+        (lambda f: (f / "vocab.json").unlink(), "no tokenizer can be read there"),
+        (lambda f: (f / "open_clip_config.json").write_text("{"), "not readable as JSON"),
+        (lambda f: (f / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}}}'), "is not a CLIP's"),
+        (lambda f: (f / "open_clip_config.json").unlink(), r"config\.json: no such file"),
+        (lambda f: (f / "open_clip_model.safetensors").write_bytes(b"no"), "not an intact safetensors file"),
+    ],
+)
+def test_broken_folders_are_one_line(data, tmp_path, change, message):
+    folder = _open_clip(tmp_path / "m", data, True)
+    change(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        pretrained.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_model_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no such folder, and not a hub id"):
+        pretrained.load("no such thing")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="model_type 'bert'; expected one of clip, siglip, blip"):
+        pretrained.load(tmp_path)
+
+
+# --- published sizes --------------------------------------------------------------------------------------------------
+
+# As transformers counts models of these sizes, logit_scale included; open_clip publishes the same in millions.
+PUBLISHED = {
+    "ViT-B/32": 151_277_313,
+    "ViT-B/16": 149_620_737,
+    "ViT-B/16-plus-240": 208_377_345,
+    "ViT-L/14": 427_616_513,
+    "ViT-L/14-336": 427_944_193,
+    "ViT-H/14": 986_109_441,
+}
+
+
+def count(module) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(pretrained.skeleton(module)))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_size(name):
+    assert set(PUBLISHED) == set(BACKBONES)
+    config = BACKBONES[name]
+    assert count(CLIP(config)) == PUBLISHED[name]
+    size = config.vision.image_size
+    pixels, ids = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32), jax.ShapeDtypeStruct((3, 77), jnp.int32)
+    params = {"params": pretrained.skeleton(CLIP(config))}
+    for name in METHODS:
+        stream = method(name, config.vision)
+
+        def tokens(params, pixels, stream=stream):
+            return CLIP(config).apply(params, pixels, stream, method="image_tokens")
+
+        for out in jax.eval_shape(tokens, params, pixels):
+            assert out.shape == (2, config.vision.tokens, config.embed)
+    text = jax.eval_shape(lambda p, i: CLIP(config).apply(p, i, method="text"), params, ids)
+    assert text.shape == (3, config.embed)
+
+
+def test_published_size_of_siglip_and_blip():
+    siglip = pretrained._hf_siglip({"text_config": {}, "vision_config": {}}, None)
+    assert count(siglip) == 203_155_970  # google/siglip-base-patch16-224
+    blip = pretrained._hf_blip({"text_config": {"num_attention_heads": 12}, "vision_config": {}}, None)
+    # Salesforce/blip-itm-base as transformers counts it, less the matching head and its cross-attention.
+    assert count(blip) == 195_375_872
