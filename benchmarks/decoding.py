@@ -26,7 +26,10 @@ from configs import pin_flamingo  # noqa: E402
 from pin_jax import adapters, evaluate  # noqa: E402
 from pin_jax.decoding import grid  # noqa: E402
 from pin_jax.runtime import reporting  # noqa: E402
-from pin_jax.scoring import metrics  # noqa: E402
+from pin_jax.scoring import (
+    metrics,  # noqa: E402
+    queries,  # noqa: E402
+)
 from pin_jax.vlm import load  # noqa: E402
 
 DECODERS = {
@@ -56,11 +59,11 @@ def main() -> None:
     inserts = method.inserts(params)
     records = evaluate.scenes(config, vlm)
     vision = evaluate.encode(vlm, [record["image"] for record in records])
-    asked = evaluate.queries(records)
+    asked = queries.queries(records)
     where = [(q.image, q.name) for q in asked]
     true, others = np.stack([q.box for q in asked]), [q.others for q in asked]
 
-    def answer(name: str, questions: list) -> list[evaluate.Answer]:
+    def answer(name: str, questions: list) -> list[queries.Answer]:
         settings = ConfigDict({**config.eval.to_dict(), **DECODERS[name]})
         return evaluate.locate(vlm, vision, questions, inserts, settings, name)
 
@@ -91,7 +94,7 @@ def main() -> None:
     if options.out:
         extra = {
             "frozen": vlm.identity,
-            "machine": {"processor": platform.processor() or platform.machine(), "devices": evaluate.devices()},
+            "machine": {"processor": platform.processor() or platform.machine(), "devices": reporting.devices()},
             "date": time.strftime("%Y-%m-%d"),
         }
         pathlib.Path(options.out).write_text(json.dumps({"decoders": rows, **extra}, indent=1) + "\n", "utf-8")

@@ -39,7 +39,8 @@ from pin_jax.models.opt import OPTConfig  # noqa: E402
 from pin_jax.models.qformer import QFormerConfig  # noqa: E402
 from pin_jax.models.vit import ViTConfig  # noqa: E402
 from pin_jax.runtime import flops, sharding  # noqa: E402
-from pin_jax.vlm import VLM, count, skeleton  # noqa: E402
+from pin_jax.vlm import VLM, skeleton  # noqa: E402
+from pin_jax.weights.parameters import count  # noqa: E402
 
 # An OPT-125m under a ViT-B and six layers of the published Q-Former.
 MID = Blip2Config(

@@ -26,10 +26,11 @@ from input_pipeline.loader import batches  # noqa: E402
 from input_pipeline.pasted import paste  # noqa: E402
 from input_pipeline.pasted.scenes import Scenes, scene_config  # noqa: E402
 from input_pipeline.text.questions import BoxQuestions  # noqa: E402
-from pin_jax import evaluate, train  # noqa: E402
+from pin_jax import train  # noqa: E402
 from pin_jax.decoding import search as decode  # noqa: E402
 from pin_jax.methods import METHODS  # noqa: E402
 from pin_jax.models.interface import Inserts  # noqa: E402
+from pin_jax.runtime import reporting  # noqa: E402
 from pin_jax.vlm import load  # noqa: E402
 
 
@@ -112,7 +113,7 @@ def main() -> None:
     for name, value in rows.items():
         print(f"{name:40s} {value:10,.0f} a second")
     if options.out:
-        machine = {"processor": platform.processor() or platform.machine(), "devices": evaluate.devices()}
+        machine = {"processor": platform.processor() or platform.machine(), "devices": reporting.devices()}
         text = json.dumps({"per_second": rows, "machine": machine, "date": time.strftime("%Y-%m-%d")}, indent=1)
         pathlib.Path(options.out).write_text(text + "\n", "utf-8")
 

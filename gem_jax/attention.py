@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
 from pin_jax.models import layers
+from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import Context, SecondStream, ViTConfig
 
 
@@ -96,17 +97,11 @@ def gem(
         beta = jnp.full(len(y), temperature, y.dtype)
     total = 0
     for part in parts:
-        s = unit({"q": q, "k": k, "v": v}[part])
+        s = unit_length({"q": q, "k": k, "v": v}[part])
         for _ in range(iterations):
-            s = unit(bounded_self_attention(s, s, beta))
+            s = unit_length(bounded_self_attention(s, s, beta))
         total = total + bounded_self_attention(s, v, beta)
     return total / len(parts)
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """x / |x| over the last axis, at least in float32 inside; zero stays zero."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * jax.lax.rsqrt(jnp.maximum((wide * wide).sum(-1, keepdims=True), 1e-24))).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,17 +13,10 @@ import numpy as np
 import optax
 
 from input_pipeline.loader import pad_rows
-from input_pipeline.pasted import looks
+from input_pipeline.pasted.looks import called
 from input_pipeline.text.prompts import article
 from pin_jax.models.clip import CLIP
-from pin_jax.models.vit import normalise
-from pin_jax.small.vision import MEAN, STD, place
-
-
-def called(name: str, look: looks.Look | None) -> str:
-    """What an object is called: its name with the words for its tint and pattern, `red striped cat`."""
-    words = () if look is None else (look.colour, look.pattern)
-    return " ".join([*(word for word in words if word != looks.NONE), name])
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, normalise, visible_patches
 
 
 def caption(names: Sequence[str]) -> str:
@@ -85,11 +78,11 @@ def loss_fn(
     Returns:
       The loss, and a dict of it and of the share of images whose best text is a right one.
     """
-    images, kept = place(batch["image"], rng, model.config.vision, keep)
+    images, kept = visible_patches(batch["image"], rng, model.config.vision, keep)
     same = (batch["ids"][:, None] == batch["ids"][None]).all(-1)
 
     def logits(clip: CLIP) -> jax.Array:
-        return clip.similarity(clip.image(normalise(images, MEAN, STD), kept), clip.text(batch["ids"]))
+        return clip.similarity(clip.image(normalise(images, CLIP_MEAN, CLIP_STD), kept), clip.text(batch["ids"]))
 
     scores = model.apply({"params": params}, method=logits)
     value = LOSSES[loss](scores, same)

@@ -13,11 +13,11 @@ from PIL import Image
 
 from gem_jax import attention as attention_lib
 from gem_jax import heatmaps, pretrained
-from gem_jax.attention import unit
 from gem_jax.pretrained import ImageText
 from input_pipeline.errors import UserError
 from input_pipeline.images import MAX_PIXELS, open_image
 from input_pipeline.text.prompts import article
+from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import normalise
 from pin_jax.runtime import reporting
 
@@ -93,7 +93,7 @@ class GEM:
         if new:
             texts = [t.format(p, article=article(p)) for p in new for t in self.templates]
             rows = np.asarray(self.model.encode_text(self.model.tokenize(texts)), np.float32)
-            means = unit(jnp.asarray(rows.reshape(len(new), len(self.templates), -1).mean(1)))
+            means = unit_length(jnp.asarray(rows.reshape(len(new), len(self.templates), -1).mean(1)))
             self._known |= dict(zip(new, np.asarray(means), strict=True))
         return jnp.asarray(np.stack([self._known[p] for p in prompts]))
 

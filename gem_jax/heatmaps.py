@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from gem_jax.attention import unit
+from pin_jax.models.layers import unit_length
 
 
 def similarity(tokens: jax.Array, text: jax.Array, grid: tuple[int, int]) -> jax.Array:
@@ -22,7 +22,7 @@ def similarity(tokens: jax.Array, text: jax.Array, grid: tuple[int, int]) -> jax
     Returns:
       float[B, C, h, w].
     """
-    patches = unit(tokens[:, -grid[0] * grid[1] :])
+    patches = unit_length(tokens[:, -grid[0] * grid[1] :])
     scores = patches @ text.astype(patches.dtype).swapaxes(-1, -2)
     return scores.swapaxes(1, 2).reshape(len(tokens), -1, *grid)
 

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors
 
-from gem_jax.attention import unit
 from input_pipeline.errors import UserError
 from pin_jax.models.blip import BLIP, BERTConfig, BLIPConfig
 from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
+from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
 from pin_jax.runtime import reporting
-from pin_jax.vlm import fill, flatten, read_safetensors
 from pin_jax.weights import image_text
 from pin_jax.weights.convert import convert
 from pin_jax.weights.files import Tensors, read_json, resolve
+from pin_jax.weights.parameters import fill, flatten, read_safetensors
 
 HALF = (0.5, 0.5, 0.5)
 _ROWS = 16
@@ -53,7 +53,7 @@ class ImageText:
     names: tuple[str, ...] = ()
 
     def __post_init__(self):
-        self._text = jax.jit(lambda params, ids: unit(self.module.apply({"params": params}, ids, method="text")))
+        self._text = jax.jit(lambda params, ids: unit_length(self.module.apply({"params": params}, ids, method="text")))
 
     @property
     def config(self) -> Any:

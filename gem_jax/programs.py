@@ -19,9 +19,8 @@ from input_pipeline.images import open_image
 from input_pipeline.pasted import cutouts
 from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text.box_codec import BoxCodec, iou
-from pin_jax import evaluate as pin_evaluate
-from pin_jax.programs.pin import listed
 from pin_jax.runtime import reporting
+from pin_jax.runtime.entries import listed
 from pin_jax.scoring import metrics, photographs
 
 RUNS = ("predict", "evaluate")
@@ -194,7 +193,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
         photographs.table(f"{config.source}: boxes by size", found)
     result = {
         "table": table, "seeds": rows, "config": json.loads(config.to_json_best_effort()),
-        "versions": reporting.versions(), "devices": pin_evaluate.devices(), "seconds": time.monotonic() - begin,
+        "versions": reporting.versions(), "devices": reporting.devices(), "seconds": time.monotonic() - begin,
     }  # fmt: skip
     if config.source != "scenes":
         result["bad_records"] = given[config.source].tally.summary()

@@ -12,20 +12,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gem_jax import pretrained
-from gem_jax.attention import unit
-from gem_jax.contrastive import LOSSES, Captioned, called, caption, loss_fn
+from gem_jax.contrastive import LOSSES, Captioned, caption, loss_fn
 from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
 from input_pipeline.pasted import cutouts, looks
+from input_pipeline.pasted.looks import called
 from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text import word_tokenizer
 from input_pipeline.text.box_codec import BoxCodec
-from pin_jax import evaluate
 from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
-from pin_jax.models.vit import ViTConfig, normalise
+from pin_jax.models.layers import unit_length
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig, normalise
 from pin_jax.runtime import reporting
 from pin_jax.runtime.train_stage import adamw, fit
-from pin_jax.small.vision import MEAN, STD
 
 RUNS = ("train", "evaluate")
 SHIPPED, FOLDER = pathlib.Path("assets/tiny_clip"), "tiny_clip"
@@ -72,7 +71,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
             "loss": config.loss,
             "data": f"{sum(p['images'] for p in config.phases):,} scenes, {config.scenes.background_split} backgrounds,"
             f" {config.scenes.pairs} pairs of name and tint",
-            "devices": evaluate.devices(),
+            "devices": reporting.devices(),
         },
     )
     phases = [(p["images"] // p["batch"], functools.partial(_data, config, p, tokenizer, codec), list(p["keep"]))
@@ -84,7 +83,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         return loss_fn(model, config.loss, params, batch, rng, keep)
 
     params = fit("contrastive training", workdir, params, tx, loss, phases, config)
-    pretrained.save(workdir / FOLDER, model, params, tokenizer, MEAN, STD, names)
+    pretrained.save(workdir / FOLDER, model, params, tokenizer, CLIP_MEAN, CLIP_STD, names)
 
 
 def _data(config: ConfigDict, phase: dict, tokenizer, codec: BoxCodec):
@@ -106,7 +105,9 @@ def score(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageText
 
     @jax.jit
     def embed(params, images):
-        return unit(model.module.apply({"params": params}, normalise(images, MEAN, STD), method="image"))
+        return unit_length(
+            model.module.apply({"params": params}, normalise(images, CLIP_MEAN, CLIP_STD), method="image")
+        )
 
     def text(phrases: list[str]) -> np.ndarray:
         return np.asarray(model.encode_text(model.tokenize([caption([phrase]) for phrase in phrases])))
@@ -176,7 +177,7 @@ the five photographs of the `held_out` split.
 
     python main.py --config=configs/tiny_clip.py --workdir=runs/tiny_clip
 
-Loss {config.loss}, seed {config.seed}, on {evaluate.devices()}.
+Loss {config.loss}, seed {config.seed}, on {reporting.devices()}.
 
 ## What it knows
 

@@ -20,7 +20,8 @@ from pin_jax import methods
 from pin_jax.methods import pin_file
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import reporting
-from pin_jax.vlm import VLM, count, fill, flatten, read_safetensors
+from pin_jax.vlm import VLM
+from pin_jax.weights.parameters import count, fill, flatten, read_safetensors
 
 
 def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:

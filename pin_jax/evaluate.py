@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pin_jax.decoding.in_context import Context, Example, box_examples
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import reporting, sharding
 from pin_jax.scoring import metrics, photographs
+from pin_jax.scoring.queries import Answer, Query, queries
 from pin_jax.vlm import VLM
 
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries", "asked_iou", "other_iou")
@@ -28,44 +28,6 @@ TEXT_DECODERS = ("greedy", "beam")
 RANDOM_DRAWS = 200
 IN_MEMORY = 2**30  # bytes of vision tokens
 LONGEST_ANSWER = 12  # tokens of a box
-
-
-@dataclasses.dataclass
-class Query:
-    """One box question.
-
-    Attributes:
-      image: index of the scene. name: what is asked for. box: float[4], the truth in pixels.
-      others: float[k, 4], the image's other objects.
-    """
-
-    image: int
-    name: str
-    box: np.ndarray
-    others: np.ndarray
-
-
-@dataclasses.dataclass
-class Answer:
-    """What was written: the raw text, the box float[4] read from it, whether it parsed, and how sure the decoder is.
-
-    The score is 1 where a decoder gives none; see `pin_jax.decoding.grid.answer`.
-    """
-
-    text: str
-    box: np.ndarray
-    parsed: bool
-    score: float = 1.0
-
-
-def queries(records: list[dict[str, Any]]) -> list[Query]:
-    """Every object of every record is one query; several phrases may be about the same object, by its `ids`."""
-    return [
-        Query(i, name, box, record["boxes"][[other != own for other in ids]])
-        for i, record in enumerate(records)
-        for ids in [record.get("ids", range(len(record["said"])))]
-        for name, box, own in zip(record["said"], record["boxes"], ids, strict=True)
-    ]
 
 
 def ask(
@@ -177,7 +139,7 @@ def locate(
 def scenes(config: ConfigDict, vlm: VLM) -> list[dict[str, Any]]:
     """The evaluation scenes: names and backgrounds that the insert never saw; or photographs of a published set."""
     if config.eval.source != "scenes":
-        return photographs.read(config, vlm)
+        return photographs.read(config, vlm.codec.image_size, vlm.names)
     source = Scenes(
         scene_config(config.scenes, vlm.codec, split=config.eval.split, background_split=config.eval.background_split),
         config.eval.seed,
@@ -272,8 +234,3 @@ def evaluate(
     }
     rows["raw"]["distinct_boxes"] = len({tuple(a.box.tolist()) for a in raw})
     return rows, records, asked, found
-
-
-def devices() -> str:
-    """What the run ran on, for results.json."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -27,7 +27,8 @@ from input_pipeline.text.questions import BoxQuestions, Curriculum
 from pin_jax import methods
 from pin_jax.runtime import feature_cache, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
-from pin_jax.vlm import VLM, count
+from pin_jax.vlm import VLM
+from pin_jax.weights.parameters import count
 
 
 @flax.struct.dataclass

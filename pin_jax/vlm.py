@@ -17,9 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jax.sharding import Mesh
-from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from input_pipeline.errors import UserError
@@ -38,6 +36,7 @@ from pin_jax.runtime import sharding
 from pin_jax.weights import files, registry
 from pin_jax.weights.convert import convert
 from pin_jax.weights.openflamingo import load as load_openflamingo
+from pin_jax.weights.parameters import fill, flatten, identity, read_safetensors
 
 
 @dataclasses.dataclass
@@ -150,58 +149,6 @@ def on_grid(vlm: VLM, grid: int) -> VLM:
         raise UserError(f"config.grid: {error}") from error
     vlm.tokenize([codec.encode(np.array([0, 0, i, i])) for i in range(grid)])
     return dataclasses.replace(vlm, codec=codec)
-
-
-def count(params: Any) -> int:
-    """Number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def flatten(params: Any) -> dict[str, np.ndarray]:
-    """Nested dict -> {"a/b/c": array}."""
-    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
-
-
-def identity(params: Any) -> str:
-    """A hash over names, shapes and values: the identity of frozen weights."""
-    digest = hashlib.sha256()
-    for name, array in sorted(flatten(params).items()):
-        digest.update(f"{name}{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Tensors of a file.
-
-    Raises:
-      UserError: it is missing, truncated or not a safetensors file.
-    """
-    if not path.is_file():
-        raise UserError(f"weights {path}: no such file; give a folder or file written by this project")
-    try:
-        return safetensors.load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"weights {path}: not an intact safetensors file ({error}); fetch or write it again") from error
-
-
-def fill(skeleton: Any, tensors: dict[str, np.ndarray], source: str) -> Any:
-    """Puts tensors into the tree that `jax.eval_shape` describes.
-
-    Raises:
-      UserError: lists every missing, unknown and misshapen tensor at once.
-    """
-    wanted = traverse_util.flatten_dict(skeleton, sep="/")
-    problems = [f"missing {k}" for k in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"unknown {k}" for k in sorted(tensors.keys() - wanted.keys())]
-    problems += [
-        f"{k} has shape {tensors[k].shape}, expected {wanted[k].shape}"
-        for k in sorted(wanted.keys() & tensors.keys())
-        if tensors[k].shape != wanted[k].shape
-    ]
-    if problems:
-        raise UserError(f"weights {source} do not fit the model: {'; '.join(problems)}")
-    return traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in tensors.items()}, sep="/")
 
 
 def skeleton(model: nn.Module, dtypes: Mapping[str, Any] | None = None) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gem_jax import heatmaps
-from pin_jax.evaluate import Answer
 from pin_jax.scoring import coco_files, metrics
+from pin_jax.scoring.queries import Answer
 
 SIDE = 224  # of the square that sizes are measured in
 

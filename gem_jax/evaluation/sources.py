@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gem_jax.contrastive import called
 from gem_jax.evaluation import points
 from input_pipeline.errors import UserError
 from input_pipeline.images import SUFFIXES
-from input_pipeline.pasted.looks import Look, tints
+from input_pipeline.pasted.looks import Look, called, tints
 from input_pipeline.pasted.scenes import Scenes
 from input_pipeline.sets import openimages, registry
 from input_pipeline.sets.bad_records import Tally, walk

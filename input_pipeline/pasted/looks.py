@@ -116,3 +116,9 @@ def _paint_pattern(rgb: np.ndarray, pattern: str) -> np.ndarray:
         return np.where(((x + y) % 8 < 3)[..., None], rgb * 0.25, rgb)
     on = ((x % 8 - 4) ** 2 + (y % 8 - 4) ** 2) <= 5
     return np.where(on[..., None], 0.2 * rgb + 0.8 * 255, rgb)
+
+
+def called(name: str, look: Look | None) -> str:
+    """What an object is called: its name with the words for its tint and pattern, `red striped cat`."""
+    words = () if look is None else (look.colour, look.pattern)
+    return " ".join([*(word for word in words if word != NONE), name])

@@ -90,3 +90,13 @@ def area(box: np.ndarray) -> np.ndarray:
     """Area of boxes float[..., 4], in square pixels; zero for an inverted box."""
     size = np.clip(box[..., 2:] - box[..., :2], 0, None)
     return size[..., 0] * size[..., 1]
+
+
+def all_boxes(codec: BoxCodec) -> np.ndarray:
+    """Every box on the grid, float[(g (g + 1) / 2)^2, 4] in pixels."""
+    low, high = np.triu_indices(codec.grid)
+    spans = np.stack([low, high + 1], 1) * codec.cell
+    x, y = np.meshgrid(np.arange(len(spans)), np.arange(len(spans)), indexing="ij")
+    return np.concatenate(
+        [spans[x.ravel()][:, [0]], spans[y.ravel()][:, [0]], spans[x.ravel()][:, [1]], spans[y.ravel()][:, [1]]], 1
+    ).astype(np.float32)

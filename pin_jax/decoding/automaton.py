@@ -17,8 +17,7 @@ import jax
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.text.box_codec import BoxCodec
-from pin_jax.scoring.metrics import all_boxes
+from input_pipeline.text.box_codec import BoxCodec, all_boxes
 
 FINAL = -1  # the state in which a box is complete
 

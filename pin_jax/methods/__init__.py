@@ -22,9 +22,10 @@ import jax
 
 from input_pipeline.errors import UserError
 from pin_jax.methods.combined import Combined
+from pin_jax.methods.coop import CoOp
 from pin_jax.methods.lora import LoraVision
 from pin_jax.methods.pin import Pin
-from pin_jax.methods.tokens import CoOp, VptFusion, VptVision
+from pin_jax.methods.vpt import VptFusion, VptVision
 
 METHODS = {"pin": Pin, "vpt_f": VptFusion, "vpt_v": VptVision, "coop": CoOp, "lora_v": LoraVision}
 

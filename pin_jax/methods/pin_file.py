@@ -14,8 +14,7 @@ import jax
 import numpy as np
 
 from input_pipeline.errors import UserError
-from pin_jax.methods.insert import sinusoid
-from pin_jax.methods.pin import Pin
+from pin_jax.methods.pin import Pin, sinusoid
 from pin_jax.weights import torch_file
 from pin_jax.weights.convert import Rule, convert, linear
 

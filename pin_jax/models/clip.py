@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from gem_jax.attention import unit
 from pin_jax.models import layers
+from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import AttentionFn, ViT, ViTBlock, ViTConfig
 
 POOLS = ("argmax", "eos", "last")
@@ -191,7 +191,7 @@ class CLIP(nn.Module):
 
     def similarity(self, images: jax.Array, texts: jax.Array) -> jax.Array:
         """Logits float[B, C] of embeddings float[B, E] and float[C, E], with the learned scale (at most 100)."""
-        logits = jnp.exp(jnp.minimum(self.logit_scale, jnp.log(100.0))) * (unit(images) @ unit(texts).T)
+        logits = jnp.exp(jnp.minimum(self.logit_scale, jnp.log(100.0))) * (unit_length(images) @ unit_length(texts).T)
         return logits + self.logit_bias if self.config.logit_bias else logits
 
 

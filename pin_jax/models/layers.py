@@ -239,3 +239,15 @@ def by_rows(x: jax.Array) -> jax.Array:
     if parts == 1 or x.shape[0] % parts:
         return x
     return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(ROWS))
+
+
+def unit_length(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis, at least in float32 inside; zero stays zero."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * jax.lax.rsqrt(jnp.maximum((wide * wide).sum(-1, keepdims=True), 1e-24))).astype(x.dtype)
+
+
+def standardise(x: jax.Array) -> jax.Array:
+    """Zero mean and unit variance over the last axis: what a LayerNorm without parameters makes of an embedding."""
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5)

@@ -270,3 +270,25 @@ class ViT(nn.Module):
             (x, z), _ = scan(lambda xz, i: (apply(layer(i), xz[0], z=xz[1]), None), (x, z), jnp.arange(split, last))
             x, z = apply(layer(last), x, z=z)
         return post_norm(z), post_norm(x)
+
+
+def visible_patches(
+    images: jax.Array, rng: jax.Array, vision: ViTConfig, keep: float
+) -> tuple[jax.Array, jax.Array | None]:
+    """Which patches the encoder sees in training: cheaper than all, and every part of an object must carry its name.
+
+    Args:
+      images: uint8[B, S, S, 3]. Pictures smaller than the encoder's own size fill a random window of its grid, and only
+        the window is processed.
+      keep: for pictures of full size, the share of patches that are processed, drawn anew for each batch.
+
+    Returns:
+      Images of full size and the kept patches int[K] (None: all of them).
+    """
+    grid, side = vision.grid, images.shape[1] // vision.patch
+    if side < grid:
+        row, col = jax.random.randint(rng, (2,), 0, grid - side + 1)
+        canvas = jnp.zeros((images.shape[0], vision.image_size, vision.image_size, 3), images.dtype)
+        canvas = jax.lax.dynamic_update_slice(canvas, images, (0, row * vision.patch, col * vision.patch, 0))
+        return canvas, ((row + jnp.arange(side))[:, None] * grid + col + jnp.arange(side)).reshape(-1)
+    return images, jax.random.permutation(rng, grid**2)[: round(grid**2 * keep)] if keep < 1 else None

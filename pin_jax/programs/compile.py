@@ -6,11 +6,7 @@ machine with a CPU. Nothing is run and no weights are read.
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import json
-import math
-import os
 import pathlib
 import re
 import time
@@ -21,70 +17,20 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
 from input_pipeline.text.box_codec import BoxCodec
 from pin_jax import methods, train
 from pin_jax.decoding import search as decode
-from pin_jax.runtime import flops, reporting, sharding
-from pin_jax.vlm import VLM, count, skeleton
+from pin_jax.runtime import flops, reporting, sharding, topology
+from pin_jax.vlm import VLM, skeleton
 from pin_jax.weights import registry
+from pin_jax.weights.parameters import count
 
 EFFICIENCY = 0.5  # of the peak, that large matrix products reach within a whole step
-MOST_CHIPS = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One chip by its maker's published figures: bfloat16 FLOP/s, bytes of HBM, bytes/s of HBM and between chips.
-
-    `mode` is libtpu's name for the way JAX runs on the chip, where libtpu by itself describes another.
-    """
-
-    flops: float
-    hbm: float
-    hbm_rate: float
-    link_rate: float
-    mode: str = ""
-
-
-CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, mode="megacore"),  # two cores, one device
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 448e9),
-}
-
-
-def topology(name: str) -> tuple[list[Any], Chip]:
-    """The devices of a TPU slice, `v5e:4x4` for instance, and what each of them can do.
-
-    Raises:
-      UserError: an unknown slice, one of over 256 chips, or no libtpu.
-    """
-    match = re.fullmatch(r"(v\w+):(\d+(?:x\d+){1,2})", name)
-    if not match or match[1] not in CHIPS:
-        raise UserError(f"config.topology {name!r}: expected CHIP:AxB or CHIP:AxBxC, CHIP of {', '.join(CHIPS)}")
-    chips = math.prod(int(n) for n in match[2].split("x"))
-    if not 1 <= chips <= MOST_CHIPS:
-        raise UserError(f"config.topology {name!r} has {chips} chips; from 1 to {MOST_CHIPS} are compiled for")
-    # No TPU is opened, so neither its lock nor the metadata of a cloud machine matters.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    from jax.experimental import topologies
-
-    chip = CHIPS[match[1]]
-    mode = {"chip_config_name": chip.mode} if chip.mode else {}
-    try:
-        devices = list(topologies.get_topology_desc(topology_name=name, platform="tpu", **mode).devices)
-    except Exception as error:  # the plug-in raises many kinds
-        hint = "" if importlib.util.find_spec("libtpu") else "; pip install libtpu"
-        raise UserError(f"config.topology {name!r}: libtpu cannot describe it ({str(error)[:200]}){hint}") from error
-    return devices, chip
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Compiles both steps, prints what they take, and writes results.json."""
-    devices, chip = topology(config.topology)
+    devices, chip = topology.describe(config.topology)
     mesh = sharding.make_mesh(config.mesh, config.batch_size, devices)
     results = {"config": json.loads(config.to_json_best_effort()), "versions": reporting.versions()}
     for name, key in (("train", "compile"), ("decode", "compile_decode")):
@@ -131,7 +77,7 @@ def _vlm(config: ConfigDict, mesh: Mesh | None, remat: str) -> tuple[VLM, Any, A
 
 
 def _report(
-    config: ConfigDict, mesh: Mesh, chip: Chip, shapes: Any, rows: int, lowered: Any, begin: float,
+    config: ConfigDict, mesh: Mesh, chip: topology.Chip, shapes: Any, rows: int, lowered: Any, begin: float,
     model_flops: int, executed: int, passes: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Compiles, and gathers what the issue of a run is about.
@@ -178,7 +124,7 @@ def asked_for(message: str) -> float | None:
     return used and float(used[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[used[2]]
 
 
-def train_step(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
+def train_step(config: ConfigDict, mesh: Mesh, chip: topology.Chip) -> dict[str, Any]:
     """The train step with the vision encoder in it, at config.batch_size images."""
     begin = time.monotonic()
 
@@ -204,7 +150,7 @@ def train_step(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     return _report(config, mesh, chip, shapes, config.batch_size, lowered, begin, model_flops, executed, passes)
 
 
-def decode_step(config: ConfigDict, mesh: Mesh, chip: Chip) -> dict[str, Any]:
+def decode_step(config: ConfigDict, mesh: Mesh, chip: topology.Chip) -> dict[str, Any]:
     """Answering a batch of config.eval.batch_size questions a device, from the vision tokens to the last token."""
     begin = time.monotonic()
     vlm, shapes, front = _vlm(config, mesh, "none")

@@ -6,7 +6,6 @@ import difflib
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +18,9 @@ from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
 from pin_jax import adapters, evaluate, methods, train
 from pin_jax.programs import compile as compiling
-from pin_jax.runtime import reporting, sharding
-from pin_jax.scoring import coco_files, figures, inspection, photographs
+from pin_jax.programs import inspect
+from pin_jax.runtime import entries, reporting, sharding
+from pin_jax.scoring import coco_files, figures, photographs
 from pin_jax.vlm import VLM, load_vlm, on_grid
 
 RUNS = ("train", "evaluate", "predict", "inspect", "compile")
@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         predict(config, workdir, vlm)
         return
     if config.run == "inspect":
-        inspection.run(config, workdir, vlm, find_insert(config, workdir))
+        inspect.run(config, workdir, vlm, find_insert(config, workdir))
         return
     _claim(config, workdir, vlm)
     reporting.plan(f"{config.run}: {config.method}, in {workdir}", train.describe(config, vlm))
@@ -85,20 +85,7 @@ def _claim(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> None:
         if config.run == "train" and jax.process_index() == 0:
             reporting.write_json(path, mine)
         return
-    refuse_another(workdir, json.loads(path.read_text("utf-8")), mine)
-
-
-def refuse_another(workdir: pathlib.Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Refuses a workdir whose config is another one, in any entry of mine.
-
-    Raises:
-      UserError: names the entries.
-    """
-    different = [f"{key} {theirs.get(key)!r} there, {mine[key]!r} here" for key in mine if theirs.get(key) != mine[key]]
-    if different:
-        raise UserError(
-            f"workdir {workdir} belongs to another config: {'; '.join(different)}; choose another --workdir"
-        )
+    entries.refuse_another(workdir, json.loads(path.read_text("utf-8")), mine)
 
 
 def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -139,7 +126,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
     extra = {
         "config": json.loads(config.to_json_best_effort()),
         "versions": reporting.versions(),
-        "devices": evaluate.devices(),
+        "devices": reporting.devices(),
         "frozen": vlm.identity,
         "seconds": {"training": seconds, "evaluation": time.monotonic() - begin},
     }
@@ -152,20 +139,14 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
 def _check_predict(config: ConfigDict) -> None:
     if not config.image:
         raise UserError("config.image is empty: give a picture, --config.image=photo.jpg")
-    if not listed(config.prompts):
+    if not entries.listed(config.prompts):
         raise UserError("config.prompts is empty: give names, --config.prompts='cat,red apple'")
     open_image(config.image)
 
 
-def listed(given: str | Sequence[str]) -> list[str]:
-    """`a,b`, or a sequence of names, as a list without empty ones."""
-    parts = given.split(",") if isinstance(given, str) else given
-    return [part.strip() for part in parts if part.strip()]
-
-
 def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> dict[str, Any]:
     """Finds config.prompts in config.image; writes boxes.json (pixels of the photograph) and boxes.png."""
-    wanted = listed(config.prompts)
+    wanted = entries.listed(config.prompts)
     for name in wanted:
         if vlm.names and name not in vlm.names:
             near = difflib.get_close_matches(name, vlm.names, 3, 0.5)

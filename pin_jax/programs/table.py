@@ -21,6 +21,7 @@ from input_pipeline.errors import UserError
 from pin_jax import evaluate
 from pin_jax.programs import pin
 from pin_jax.runtime import reporting
+from pin_jax.runtime.entries import listed, refuse_another
 from pin_jax.scoring import figures
 
 FROZEN = "frozen"
@@ -106,7 +107,7 @@ def has_run(row: ConfigDict, folder: pathlib.Path) -> bool:
         }
 
     theirs = json.loads(path.read_text("utf-8"))["config"]
-    pin.refuse_another(folder, entries(theirs), entries(json.loads(row.to_json_best_effort())))
+    refuse_another(folder, entries(theirs), entries(json.loads(row.to_json_best_effort())))
     return True
 
 
@@ -122,7 +123,7 @@ def refuse_other_weights(folder: pathlib.Path, weights: dict[pathlib.Path, str])
     if folder.name != FROZEN:
         frozen = json.loads((folder / "insert.json").read_text("utf-8"))["frozen"]
         first = weights.setdefault(folder.parent.parent, frozen)
-        pin.refuse_another(folder, {"frozen": frozen}, {"frozen": first})
+        refuse_another(folder, {"frozen": frozen}, {"frozen": first})
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -132,8 +133,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
       UserError: an unknown model or method; whatever a row's run raises.
     """
     seeds = [int(seed) for seed in config.seeds]
-    wanted = [(model, seed, method) for seed in seeds for model in pin.listed(config.models)
-              for method in ("", *pin.listed(config.methods))]  # fmt: skip
+    wanted = [(model, seed, method) for seed in seeds for model in listed(config.models)
+              for method in ("", *listed(config.methods))]  # fmt: skip
     rows = [
         (row_config(config, model, method, seed), workdir / model / f"seed_{seed}" / (method or FROZEN))
         for model, seed, method in wanted
@@ -153,7 +154,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             pin.run(row, folder)
         refuse_other_weights(folder, weights)
         jax.clear_caches()
-    table = gather(workdir, pin.listed(config.models), seeds, pin.listed(config.methods))
+    table = gather(workdir, listed(config.models), seeds, listed(config.methods))
     if jax.process_index() == 0:
         write(config, workdir, table)
 
@@ -227,7 +228,7 @@ def markdown(config: ConfigDict, table: dict[str, Any]) -> str:
         + "".join(f" ({steps:,} on {model})" for model, steps in config.model_steps.items() if model in table)
         + f", learning rate {config.lr:g}"
         + "".join(f" ({rate:g} for {name})" for name, rate in config.rates.items())
-        + f"; {config.eval_images} images asked about. {time.strftime('%Y-%m-%d')}, {evaluate.devices()},"
+        + f"; {config.eval_images} images asked about. {time.strftime('%Y-%m-%d')}, {reporting.devices()},"
         f" {platform.machine()}. Paper: PVOC, other models and data; its figures stand here for their order.",
     ]
     for model, rows in table.items():

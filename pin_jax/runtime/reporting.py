@@ -165,3 +165,8 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free disk space or choose another --workdir"
         ) from error
+
+
+def devices() -> str:
+    """What the run ran on, for results.json."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

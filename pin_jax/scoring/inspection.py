@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from input_pipeline.text.box_codec import area, iou
-from pin_jax import adapters, evaluate, methods
-from pin_jax.runtime import reporting
-from pin_jax.scoring import figures
-from pin_jax.vlm import VLM
+from pin_jax.scoring.queries import Query
 
 SIDES = (0, 32, 64, 96, 128, 160, 192, 225)  # of a square of the object's area, in pixels of a 224 px image
 THIRDS = 3  # the image is split into 3 x 3 places
@@ -42,7 +37,7 @@ def _mean(values: np.ndarray) -> dict[str, Any]:
     return {"mIoU": float(values.mean()) if len(values) else None, "queries": len(values)}
 
 
-def errors(asked: Sequence[evaluate.Query], boxes: np.ndarray, size: int) -> dict[str, Any]:
+def errors(asked: Sequence[Query], boxes: np.ndarray, size: int) -> dict[str, Any]:
     """Where answers are right and wrong.
 
     Args:
@@ -76,31 +71,3 @@ def errors(asked: Sequence[evaluate.Query], boxes: np.ndarray, size: int) -> dic
         ],
         "confusion": {name: float(rows.mean()) if len(rows) else None for name, rows in kinds.items()},
     }
-
-
-def run(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path) -> dict[str, Any]:
-    """Asks about the evaluation scenes with an adapter; writes inspection.json and inspection.png."""
-    reporting.say(f"adapter: {path}")
-    method, params = adapters.load(path, vlm)
-    inserts, name = method.inserts(params), methods.describe(method)[0]
-    records = evaluate.scenes(config, vlm)
-    asked = evaluate.queries(records)
-    vision = evaluate.encode(vlm, [record["image"] for record in records], inserts=inserts)
-    where = [(query.image, query.name) for query in asked]
-    answers = evaluate.locate(vlm, vision, where, inserts, config.eval, f"asking with {name}")
-    found = {"method": name, "adapter": str(path)}
-    found |= {"errors": errors(asked, np.stack([a.box for a in answers]), vlm.codec.image_size)}
-    maps = None
-    if inserts.vision_output is not None:
-        psi = np.asarray(inserts.vision_output)
-        maps, shares = components(psi)
-        tokens = np.linalg.norm(vision.reshape(-1, vision.shape[-1]), axis=1)
-        found["insert"] = {
-            "explained": shares.tolist(),
-            "norm": float(np.linalg.norm(psi, axis=1).mean()),  # of one token's part
-            "token_norm": float(tokens.mean()),  # of the vision tokens that it is added to
-        }
-    reporting.write_json(workdir / "inspection.json", found)
-    figures.inspection(workdir / "inspection.png", name, found, maps)
-    reporting.say(f"wrote {workdir / 'inspection.json'}, {workdir / 'inspection.png'}")
-    return found

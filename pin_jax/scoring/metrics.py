@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline.text.box_codec import BoxCodec, area, iou
+from input_pipeline.text.box_codec import BoxCodec, all_boxes, area, iou
 
 MEDIUM, LARGE = 32**2, 96**2  # square pixels, for images of 224 px (PIN, section 5)
 
@@ -56,16 +56,6 @@ def summary(
         "asked_iou": mean(scores[crowded]),
         "other_iou": mean(best_other),
     }
-
-
-def all_boxes(codec: BoxCodec) -> np.ndarray:
-    """Every box on the grid, float[(g (g + 1) / 2)^2, 4] in pixels."""
-    low, high = np.triu_indices(codec.grid)
-    spans = np.stack([low, high + 1], 1) * codec.cell
-    x, y = np.meshgrid(np.arange(len(spans)), np.arange(len(spans)), indexing="ij")
-    return np.concatenate(
-        [spans[x.ravel()][:, [0]], spans[y.ravel()][:, [0]], spans[x.ravel()][:, [1]], spans[y.ravel()][:, [1]]], 1
-    ).astype(np.float32)
 
 
 def constant_box(true: np.ndarray, codec: BoxCodec) -> np.ndarray:

@@ -13,7 +13,6 @@ from input_pipeline.sets import registry
 from input_pipeline.sets.bad_records import Tally
 from input_pipeline.transforms import Squash
 from pin_jax.runtime import reporting
-from pin_jax.vlm import VLM
 
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.3", "P@0.5", "P@0.7", "queries (M, L)", "unparsed (M, L)")
 
@@ -33,7 +32,7 @@ def table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 class Photographs(list):
-    """Records of photographs, squashed to the VLM's size, in the order of the set.
+    """Records of photographs, squashed to a square, in the order of the set.
 
     Attributes:
       name: of the set. counts: what the selection rules kept. tally: what was wrong with others.
@@ -49,15 +48,18 @@ class Photographs(list):
         return {"data": {"set": self.name, "images": len(self), "selection": rows, "bad_records": self.tally.summary()}}
 
 
-def read(config: ConfigDict, vlm: VLM) -> Photographs:
+def read(config: ConfigDict, image_size: int, known: Sequence[str]) -> Photographs:
     """Reads the set that config.eval.source names, by the rules of config.eval.select.
+
+    Args:
+      image_size: of the VLM, in pixels. known: names that it knows; empty for an open vocabulary.
 
     Raises:
       UserError: no such set, or nothing of it can be asked for; a bad record, with config.on_bad_record=refuse.
     """
     tally = Tally(config.on_bad_record, reporting.say)
     options = config.eval
-    source = registry.queries(options.source, config.data_dir, options.select, tally, vlm.names, options.split_by)
+    source = registry.queries(options.source, config.data_dir, options.select, tally, known, options.split_by)
     if options.images:
         source.entries = source.entries[: options.images]
         source.counts.append((f"the first {options.images}", len(source), source.objects()))
@@ -65,7 +67,7 @@ def read(config: ConfigDict, vlm: VLM) -> Photographs:
     reporting.plan(f"{source.name}: what the selection rules keep", rows)
     found = []
     with reporting.progress(f"reading {source.name}", len(source), "image") as advance:
-        squash = Squash(vlm.codec.image_size)
+        squash = Squash(image_size)
         for record in loaded(source, [squash], tally, threads=config.threads, progress=advance):
             found.append(record)
     if not found:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from input_pipeline.pasted import looks
-from pin_jax.small.vision import unit
+from pin_jax.models.layers import standardise
 
 EMBEDDING_SCALE, LATENT_SCALE = 0.1, 0.1
 MATCH, VALUE, OUT, GATE = 1.2, 1.0, 0.2, 0.5
@@ -49,7 +49,7 @@ def match_init(params: Any, rng: jax.Array, name_ids: np.ndarray, names: jax.Arr
     """
     lm = dict(params["lm"])
     embedding = jax.random.normal(rng, lm["embedding"].shape) * EMBEDDING_SCALE
-    lm["embedding"] = embedding.at[name_ids].set(unit(names) * EMBEDDING_SCALE)
+    lm["embedding"] = embedding.at[name_ids].set(standardise(names) * EMBEDDING_SCALE)
     gates = _match(lm["gates"], jax.random.fold_in(rng, 1), OUT)
     for gate in ("attn_gate", "mlp_gate"):
         gates = {**gates, gate: jnp.full_like(gates[gate], GATE)}

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pin_jax.models.layers import standardise
 from pin_jax.small.language import EMBEDDING_SCALE
-from pin_jax.small.vision import unit
 
 GATHER = 3.0  # weight of what a query reads, beside the query itself
 REST = 0.1  # what is left of a layer's random start
@@ -48,5 +48,5 @@ def start(params: Any, rng: jax.Array, qformer: Any, name_ids: np.ndarray, names
     projection, lm = params["projection"], params["lm"]
     kernel = REST * projection["kernel"] + EMBEDDING_SCALE * jnp.eye(*projection["kernel"].shape)
     embedding = jax.random.normal(rng, lm["embedding"].shape) * EMBEDDING_SCALE
-    lm = {**lm, "embedding": embedding.at[name_ids].set(unit(names) * EMBEDDING_SCALE)}
+    lm = {**lm, "embedding": embedding.at[name_ids].set(standardise(names) * EMBEDDING_SCALE)}
     return {**params, "qformer": qformer, "projection": {**projection, "kernel": kernel}, "lm": lm}

@@ -30,10 +30,11 @@ from pin_jax.models.mpt import MPTConfig
 from pin_jax.models.opt import OPT, OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
-from pin_jax.models.vit import ViTConfig
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
 from pin_jax.runtime import feature_cache, reporting
 from pin_jax.runtime.train_stage import adamw, fit
 from pin_jax.small import language, queries, vision, words
+from pin_jax.weights import parameters
 
 RUNS = ("train", "evaluate", "ask")
 SHIPPED = pathlib.Path("assets")
@@ -188,7 +189,13 @@ def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen
     """Stage 2: see `pretrain_language`. `seen` is stage 1's parameters; returns the whole VLM's."""
     size, model, frozen = config.vision.image_size, shape.model, seen["encoder"]
     vlm = vlm_lib.VLM(
-        model, {"vision": frozen}, shape.tokenizer, shape.codec, vision.MEAN, vision.STD, vlm_lib.identity(frozen)
+        model,
+        {"vision": frozen},
+        shape.tokenizer,
+        shape.codec,
+        CLIP_MEAN,
+        CLIP_STD,
+        parameters.identity(frozen),
     )
     options = {**config.scenes, **config.language_scenes}
     scenes = Scenes(scene_config(options, shape.codec), config.seed + 100, config.language_images)
@@ -240,13 +247,21 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
             "stage 1": f"{sum(p['images'] for part in config.vision_fits for p in part['phases']):,} images",
             "connector": connector,
             "stage 2": f"{sum(p['steps'] for p in config.language_fits) * config.language_batch:,} samples",
-            "devices": evaluate.devices(),
+            "devices": reporting.devices(),
         },
     )
     seen = train_vision(config, workdir, shape)
     params = train_language(config, workdir, shape, seen)
     vlm = vlm_lib.VLM(
-        shape.model, params, shape.tokenizer, shape.codec, vision.MEAN, vision.STD, "", shape.names, shape.frame
+        shape.model,
+        params,
+        shape.tokenizer,
+        shape.codec,
+        CLIP_MEAN,
+        CLIP_STD,
+        "",
+        shape.names,
+        shape.frame,
     )
     vlm_lib.save(workdir / config.name, vlm)
 

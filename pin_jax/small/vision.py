@@ -19,10 +19,9 @@ import optax
 
 from input_pipeline.loader import pad_rows
 from input_pipeline.pasted import looks
+from pin_jax.models.layers import standardise
 from pin_jax.models.qformer import QFormer, QFormerConfig
-from pin_jax.models.vit import CLIP_MEAN as MEAN
-from pin_jax.models.vit import CLIP_STD as STD
-from pin_jax.models.vit import ViT, ViTConfig, normalise
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViT, ViTConfig, normalise, visible_patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +72,11 @@ class BagOfWordsModel(nn.Module):
         if self.qformer:
             tokens = self.encoder(seen)
         else:
-            tokens = self.encoder(normalise(seen, MEAN, STD), keep=keep)[:, int(self.vision.class_token) :]
+            tokens = self.encoder(normalise(seen, CLIP_MEAN, CLIP_STD), keep=keep)[:, int(self.vision.class_token) :]
         return tokens, jnp.einsum("bnd,vd->bnv", tokens, self._names())
 
     def _names(self) -> jax.Array:
-        return unit(self.embedding) * jnp.exp(self.log_scale) / self.width**0.5
+        return standardise(self.embedding) * jnp.exp(self.log_scale) / self.width**0.5
 
     def read(self, tokens: jax.Array, asked: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits float[B, N, K] of the asked names int[B, K], and look logits from tokens pooled by their softmax."""
@@ -89,32 +88,6 @@ class BagOfWordsModel(nn.Module):
     def everything(self, seen, asked):
         """Everything that has parameters, for `init`."""
         return self.read(self(seen)[0], asked)
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Zero mean and unit variance over the last axis: what a LayerNorm without parameters makes of an embedding."""
-    x = x - x.mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5)
-
-
-def place(images: jax.Array, rng: jax.Array, vision: ViTConfig, keep: float) -> tuple[jax.Array, jax.Array | None]:
-    """Which patches the encoder sees in training: cheaper than all, and every part of an object must carry its name.
-
-    Args:
-      images: uint8[B, S, S, 3]. Pictures smaller than the encoder's own size fill a random window of its grid, and only
-        the window is processed.
-      keep: for pictures of full size, the share of patches that are processed, drawn anew for each batch.
-
-    Returns:
-      Images of full size and the kept patches int[K] (None: all of them).
-    """
-    grid, side = vision.grid, images.shape[1] // vision.patch
-    if side < grid:
-        row, col = jax.random.randint(rng, (2,), 0, grid - side + 1)
-        canvas = jnp.zeros((images.shape[0], vision.image_size, vision.image_size, 3), images.dtype)
-        canvas = jax.lax.dynamic_update_slice(canvas, images, (0, row * vision.patch, col * vision.patch, 0))
-        return canvas, ((row + jnp.arange(side))[:, None] * grid + col + jnp.arange(side)).reshape(-1)
-    return images, jax.random.permutation(rng, grid**2)[: round(grid**2 * keep)] if keep < 1 else None
 
 
 def loss_fn(
@@ -129,7 +102,7 @@ def loss_fn(
     Returns:
       The loss, and a dict of its parts.
     """
-    seen = (batch["vision"],) if model.qformer else place(batch["image"], rng, model.vision, keep)
+    seen = (batch["vision"],) if model.qformer else visible_patches(batch["image"], rng, model.vision, keep)
     tokens, logits = model.apply({"params": params}, *seen)
     present = batch["names"] >= 0
     asked = jnp.maximum(batch["names"], 0)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from configs import pin_flamingo
 from input_pipeline.errors import UserError
 from input_pipeline.text import word_tokenizer
-from input_pipeline.text.box_codec import BoxCodec, iou
+from input_pipeline.text.box_codec import BoxCodec, all_boxes, iou
 from input_pipeline.text.prompts import Frame
 from pin_jax import evaluate
 from pin_jax.decoding import automaton as box_automaton
@@ -24,7 +24,6 @@ from pin_jax.decoding import grid, search
 from pin_jax.models.flamingo import Flamingo
 from pin_jax.models.interface import Inserts
 from pin_jax.models.mpt import MPTConfig
-from pin_jax.scoring.metrics import all_boxes
 from pin_jax.vlm import VLM
 from tests.fixtures import tiny
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pin_jax.methods.insert import PositionalInsert, sinusoid
+from pin_jax.methods.pin import PositionalInsert, sinusoid
 from pin_jax.models.interface import Inserts
 from tests.fixtures import tiny
 from tests.fixtures.tiny import random_params, run, skeleton

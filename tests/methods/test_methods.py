@@ -28,7 +28,8 @@ from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import CLIP_L14, EVA_G14, ViT, ViTConfig
 from pin_jax.runtime import flops
-from pin_jax.vlm import VLM, count
+from pin_jax.vlm import VLM
+from pin_jax.weights.parameters import count
 from tests.fixtures import tiny
 from tests.fixtures.tiny import random_params, skeleton
 

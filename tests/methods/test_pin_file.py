@@ -6,8 +6,7 @@ import pytest
 
 from input_pipeline.errors import UserError
 from pin_jax import adapters, vlm
-from pin_jax.methods.insert import sinusoid
-from pin_jax.methods.pin import Pin
+from pin_jax.methods.pin import Pin, sinusoid
 from pin_jax.weights import torch_file
 from tests.fixtures import tiny, torch_files
 from tests.fixtures.tiny import random_params

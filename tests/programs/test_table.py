@@ -13,11 +13,11 @@ from PIL import Image
 from configs import pin_blip2, pin_flamingo, pin_table
 from input_pipeline.errors import UserError
 from pin_jax import evaluate
-from pin_jax.evaluate import Query
 from pin_jax.models.interface import Inserts
 from pin_jax.programs import table
 from pin_jax.runtime import reporting
 from pin_jax.scoring import figures, inspection
+from pin_jax.scoring.queries import Query
 
 KEYS = {"mIoU", "mIoU_M", "mIoU_L", "std", "unparsed", "parameters", "seconds"}
 

@@ -16,7 +16,7 @@ from input_pipeline.errors import UserError
 from pin_jax.models import layers
 from pin_jax.models.vit import ViT
 from pin_jax.programs import compile as compiling
-from pin_jax.runtime import flops
+from pin_jax.runtime import flops, topology
 from pin_jax.weights import registry
 from tests.fixtures import tiny_blip2
 from tests.fixtures.golden_files import ROOT
@@ -64,7 +64,7 @@ def test_operations_of_a_tower_by_hand():
 @pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2", "v5e:ax2", "v5e:2x2x2x2", "v6e:32x16"])
 def test_slices_that_do_not_exist(name):
     with pytest.raises(UserError, match="config.topology"):
-        compiling.topology(name)
+        topology.describe(name)
 
 
 def test_models_by_name(tmp_path):
@@ -126,12 +126,12 @@ def test_a_slice_is_compiled_for(tmp_path, slice_name):
 def test_axes_that_cut_a_side_of_the_slice_and_two_slices():
     pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
     program = (
-        "from pin_jax import compile, sharding\n"
+        "from pin_jax.runtime import sharding, topology\n"
         "for name, data, fsdp, tensor in (('v6e:4x8', 16, 2, 1), ('v4:4x4x4', 2, 32, 1), ('v5e:4x4', 2, 4, 2)):\n"
-        "    devices, chip = compile.topology(name)\n"
+        "    devices, chip = topology.describe(name)\n"
         "    mesh = sharding.make_mesh({'data': data, 'fsdp': fsdp, 'tensor': tensor}, devices=devices)\n"
         "    assert mesh.devices.shape == (data, fsdp, tensor) and set(mesh.devices.flat) == set(devices), name\n"
-        "    assert len(devices) == data * fsdp * tensor and chip is compile.CHIPS[name.split(':')[0]]\n"
+        "    assert len(devices) == data * fsdp * tensor and chip is topology.CHIPS[name.split(':')[0]]\n"
         "from jax.experimental.topologies import get_topology_desc\n"
         "two = get_topology_desc(platform='tpu', topology_name='v5e:2x2', num_slices=2).devices\n"
         "try:\n"

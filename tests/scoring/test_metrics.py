@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from input_pipeline.text.box_codec import BoxCodec, iou
+from input_pipeline.text.box_codec import BoxCodec, all_boxes, iou
 from pin_jax.scoring import metrics
 
 CODEC = BoxCodec(40, 4)
@@ -35,7 +35,7 @@ def test_summary_counts_sizes_and_others():
 
 
 def test_all_boxes_are_the_codecs_boxes():
-    boxes = metrics.all_boxes(CODEC)
+    boxes = all_boxes(CODEC)
     assert len(boxes) == (4 * 5 // 2) ** 2 == len({tuple(b) for b in boxes.tolist()})
     for box in boxes:
         text = " [" + ",".join(str(int(v)) for v in box) + "]"
@@ -47,7 +47,7 @@ def test_the_constant_box_is_the_best_one():
     rng = np.random.default_rng(0)
     true = metrics.random_boxes(rng, 30, CODEC)
     best = metrics.constant_box(true, CODEC)
-    scores = [iou(true, box).mean() for box in metrics.all_boxes(CODEC)]
+    scores = [iou(true, box).mean() for box in all_boxes(CODEC)]
     assert iou(true, best).mean() == pytest.approx(max(scores))
 
 

@@ -21,7 +21,7 @@ from input_pipeline.pasted import looks
 from input_pipeline.pasted.cutouts import twemoji_table
 from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text.box_codec import BoxCodec
-from pin_jax.small.vision import MEAN, STD
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD
 from tests.fixtures.gem_models import photo
 from tests.fixtures.golden_files import ROOT
 from tests.fixtures.tiny import random_params
@@ -36,7 +36,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     config.embed, config.grid = 16, 8
     module, tokenizer, names, _ = program.build(config)
     where = tmp_path_factory.mktemp("clip")
-    pretrained.save(where, module, random_params(pretrained.skeleton(module)), tokenizer, MEAN, STD, names)
+    pretrained.save(where, module, random_params(pretrained.skeleton(module)), tokenizer, CLIP_MEAN, CLIP_STD, names)
     return where
 
 

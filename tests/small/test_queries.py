@@ -6,23 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pin_jax.models.layers import standardise
 from pin_jax.models.qformer import QFormer, QFormerConfig
 from pin_jax.small import queries
-from pin_jax.small.vision import unit
 
 WIDTH, QUERIES = 64, 8
 KEY = jax.random.key(0)
 
 
 def clusters(kinds: int = 3, each: int = 12):
-    centres = unit(jax.random.normal(jax.random.fold_in(KEY, 1), (kinds, WIDTH)))
+    centres = standardise(jax.random.normal(jax.random.fold_in(KEY, 1), (kinds, WIDTH)))
     noise = 0.3 * jax.random.normal(jax.random.fold_in(KEY, 2), (kinds * each, WIDTH))
     return centres, (jnp.repeat(centres, each, 0) + noise)[None]
 
 
 def purity(params, module, centres, media):
     """Mean over queries of the largest cosine with a centre, and how many centres are some query's nearest."""
-    found = unit(module.apply({"params": params}, media)[0])
+    found = standardise(module.apply({"params": params}, media)[0])
     cosines = found @ centres.T / WIDTH
     return float(cosines.max(1).mean()), len(set(np.asarray(cosines.argmax(1)).tolist()))
 
@@ -45,7 +45,7 @@ def test_the_decoder_begins_in_the_space_of_the_queries():
     params |= {"lm": {"embedding": random}, "vision": {}, "qformer": {}}
     started = queries.start(params, KEY, {"queries": random}, np.arange(3, 7), names)
     assert started["qformer"] == {"queries": random}
-    said = unit(names) @ started["projection"]["kernel"]
-    cosines = unit(said) @ unit(started["lm"]["embedding"]).T / WIDTH
+    said = standardise(names) @ started["projection"]["kernel"]
+    cosines = standardise(said) @ standardise(started["lm"]["embedding"]).T / WIDTH
     np.testing.assert_array_equal(cosines.argmax(1), np.arange(3, 7))
     assert float(cosines[np.arange(4), np.arange(3, 7)].min()) > 0.9

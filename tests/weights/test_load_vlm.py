@@ -21,9 +21,9 @@ from pin_jax import train
 from pin_jax.models.blip2 import BLIP2_FLAN_T5_XL, BLIP2_OPT_2_7B, BLIP2_OPT_6_7B
 from pin_jax.programs import pin
 from pin_jax.runtime import sharding
-from pin_jax.vlm import flatten
 from pin_jax.weights import blip2
 from pin_jax.weights.convert import Rule, convert, linear
+from pin_jax.weights.parameters import flatten
 from tests.fixtures import tiny_blip2
 from tests.fixtures.golden_files import ROOT
 

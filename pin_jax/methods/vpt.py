@@ -1,6 +1,6 @@
-"""Learned tokens at three places of a frozen VLM: VPT on phi_V, VPT on F and CoOp (the baselines of PIN, section 5).
+"""VPT: learned tokens at the vision encoder's input (phi_V) or before the fusion module (F), in the shallow form.
 
-VPT: Jia et al. 2022, the shallow form. CoOp: Zhou et al. 2022, one context for all names.
+Jia et al. 2022; baselines of PIN, section 5.
 """
 
 from __future__ import annotations
@@ -71,24 +71,3 @@ class VptFusion(Tokens):
     """VPT on F: among the visual features that the fusion module reads."""
 
     place: ClassVar[str] = "fusion_input"
-
-
-@dataclasses.dataclass(frozen=True)
-class CoOp:
-    """CoOp: learned embeddings in front of the text, drawn at first from a normal distribution of deviation 0.02.
-
-    Attributes:
-      config: of the VLM they go into.
-      tokens: how many.
-    """
-
-    config: Any
-    tokens: int = 20
-
-    def init(self, rng: jax.Array, frozen: Any = None) -> Any:
-        """Parameters, float32[P, D] of the language model's width."""
-        return {"tokens": 0.02 * jax.random.normal(rng, (self.tokens, self.config.lm.width), jnp.float32)}
-
-    def inserts(self, params: Any, rng: jax.Array | None = None, images: int = 1) -> Inserts:
-        """Parameters -> the text's first embeddings float[P, D]."""
-        return Inserts(text=params["tokens"])

@@ -1,0 +1,42 @@
+"""Inspects a trained method: what its insert has learned, and where its errors lie (`config.run=inspect`)."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from pin_jax import adapters, evaluate, methods
+from pin_jax.runtime import reporting
+from pin_jax.scoring import figures, inspection
+from pin_jax.vlm import VLM
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path) -> dict[str, Any]:
+    """Asks about the evaluation scenes with an adapter; writes inspection.json and inspection.png."""
+    reporting.say(f"adapter: {path}")
+    method, params = adapters.load(path, vlm)
+    inserts, name = method.inserts(params), methods.describe(method)[0]
+    records = evaluate.scenes(config, vlm)
+    asked = evaluate.queries(records)
+    vision = evaluate.encode(vlm, [record["image"] for record in records], inserts=inserts)
+    where = [(query.image, query.name) for query in asked]
+    answers = evaluate.locate(vlm, vision, where, inserts, config.eval, f"asking with {name}")
+    found = {"method": name, "adapter": str(path)}
+    found |= {"errors": inspection.errors(asked, np.stack([a.box for a in answers]), vlm.codec.image_size)}
+    maps = None
+    if inserts.vision_output is not None:
+        psi = np.asarray(inserts.vision_output)
+        maps, shares = inspection.components(psi)
+        tokens = np.linalg.norm(vision.reshape(-1, vision.shape[-1]), axis=1)
+        found["insert"] = {
+            "explained": shares.tolist(),
+            "norm": float(np.linalg.norm(psi, axis=1).mean()),  # of one token's part
+            "token_norm": float(tokens.mean()),  # of the vision tokens that it is added to
+        }
+    reporting.write_json(workdir / "inspection.json", found)
+    figures.inspection(workdir / "inspection.png", name, found, maps)
+    reporting.say(f"wrote {workdir / 'inspection.json'}, {workdir / 'inspection.png'}")
+    return found

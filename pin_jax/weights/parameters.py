@@ -1,0 +1,68 @@
+"""Parameter trees as flat dicts of arrays: counted, hashed, read from and filled by safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from input_pipeline.errors import UserError
+
+
+def count(params: Any) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def flatten(params: Any) -> dict[str, np.ndarray]:
+    """Nested dict -> {"a/b/c": array}."""
+    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
+
+
+def identity(params: Any) -> str:
+    """A hash over names, shapes and values: the identity of frozen weights."""
+    digest = hashlib.sha256()
+    for name, array in sorted(flatten(params).items()):
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Tensors of a file.
+
+    Raises:
+      UserError: it is missing, truncated or not a safetensors file.
+    """
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file; give a folder or file written by this project")
+    try:
+        return safetensors.load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"weights {path}: not an intact safetensors file ({error}); fetch or write it again") from error
+
+
+def fill(skeleton: Any, tensors: dict[str, np.ndarray], source: str) -> Any:
+    """Puts tensors into the tree that `jax.eval_shape` describes.
+
+    Raises:
+      UserError: lists every missing, unknown and misshapen tensor at once.
+    """
+    wanted = traverse_util.flatten_dict(skeleton, sep="/")
+    problems = [f"missing {k}" for k in sorted(wanted.keys() - tensors.keys())]
+    problems += [f"unknown {k}" for k in sorted(tensors.keys() - wanted.keys())]
+    problems += [
+        f"{k} has shape {tensors[k].shape}, expected {wanted[k].shape}"
+        for k in sorted(wanted.keys() & tensors.keys())
+        if tensors[k].shape != wanted[k].shape
+    ]
+    if problems:
+        raise UserError(f"weights {source} do not fit the model: {'; '.join(problems)}")
+    return traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in tensors.items()}, sep="/")
