@@ -28,7 +28,7 @@ sys.path[0] = str(pathlib.Path(__file__).parent.parent)  # not this folder, in w
 from input_pipeline.loader import batches  # noqa: E402
 from input_pipeline.pasted import backgrounds, cutouts, packing  # noqa: E402
 from input_pipeline.pasted.scenes import SceneConfig, Scenes  # noqa: E402
-from input_pipeline.sets.bad_records import Tally  # noqa: E402
+from input_pipeline.sets.bad_records import BadRecordLog  # noqa: E402
 from input_pipeline.text.box_codec import BoxCodec  # noqa: E402
 from input_pipeline.text.prompts import Frame, question  # noqa: E402
 from input_pipeline.text.questions import BoxQuestions  # noqa: E402
@@ -100,7 +100,7 @@ class Plain:
         asked = int(rng.integers(3))
         frame, text = Frame(), ",".join(str(14 * v) for v in boxes[asked])
         prompt = self.words(frame.prompt(question(names[asked])), add_special_tokens=False)["input_ids"]
-        answer = self.words(f" [{text}]{frame.tail}", add_special_tokens=False)["input_ids"]
+        answer = self.words(f" [{text}]{frame.suffix}", add_special_tokens=False)["input_ids"]
         ids = np.zeros(LENGTH, np.int32)
         ids[: len(prompt) + len(answer)] = (prompt + answer)[:LENGTH]
         return np.asarray(canvas), ids
@@ -194,8 +194,10 @@ def main() -> None:
         write_files(root, given.photos, given.names, given.each)
         print(f"files made in {time.perf_counter() - begin:.0f} s", flush=True)
         begin = time.perf_counter()
-        packing.pack_backgrounds(f"folder:{root / 'photos'}", root / "packed" / "backgrounds", 224, Tally("refuse"))
-        packing.pack_cutouts(f"folder:{root / 'cutouts'}", root / "packed" / "cutouts", 224, Tally("refuse"))
+        packing.pack_backgrounds(
+            f"folder:{root / 'photos'}", root / "packed" / "backgrounds", 224, BadRecordLog("refuse")
+        )
+        packing.pack_cutouts(f"folder:{root / 'cutouts'}", root / "packed" / "cutouts", 224, BadRecordLog("refuse"))
         packed_in = time.perf_counter() - begin
         spec = [f"packed:{root / 'packed' / kind}" for kind in ("cutouts", "backgrounds")]
         plain, rng = Plain(root, texts.tokenizer), np.random.default_rng(0)

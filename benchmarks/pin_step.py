@@ -40,7 +40,7 @@ from pin_jax.models.qformer import QFormerConfig  # noqa: E402
 from pin_jax.models.vit import ViTConfig  # noqa: E402
 from pin_jax.runtime import flops, sharding  # noqa: E402
 from pin_jax.vlm import VLM, skeleton  # noqa: E402
-from pin_jax.weights.parameters import count  # noqa: E402
+from pin_jax.weights.parameters import count_parameters  # noqa: E402
 
 # An OPT-125m under a ViT-B and six layers of the published Q-Former.
 MID = Blip2Config(
@@ -123,13 +123,19 @@ def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.n
         "image": jax.device_put(batch["image"]),
         **{k: jax.device_put(batch[k][:, None]) for k in ("ids", "target")},
     }
-    work = flops.count(step, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (held[0], params, device)))
+    work = flops.count_flops(
+        step, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (held[0], params, device))
+    )
 
     def one_step():
         held[0], loss = step(held[0], params, device)
         return loss.block_until_ready()
 
-    out = {"device": jax.devices()[0].device_kind, "parameters": count(params), "flops_per_sample": work / rows}
+    out = {
+        "device": jax.devices()[0].device_kind,
+        "parameters": count_parameters(params),
+        "flops_per_sample": work / rows,
+    }
     out["matmul_flops_per_second"] = matmul_peak(options.dtype, min(options.seconds, 5))
     out["train_samples_per_second"] = samples = rate(one_step, rows, options.seconds)
     out["train_mfu"] = samples * work / rows / out["matmul_flops_per_second"]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from input_pipeline.errors import UserError
 from pin_jax.models import layers
 from pin_jax.models.layers import unit_length
-from pin_jax.models.vit import Context, SecondStream, ViTConfig
+from pin_jax.models.vit import AttentionContext, SecondStream, ViTConfig
 
 
 def self_attention(s: jax.Array, v: jax.Array, beta: jax.Array | float, bias: jax.Array | None = None) -> jax.Array:
@@ -39,31 +39,31 @@ def bounded_self_attention(s: jax.Array, v: jax.Array, beta: jax.Array) -> jax.A
     return (out / weights.sum(-1).swapaxes(1, 2)[..., None]).astype(v.dtype)
 
 
-def maskclip(q, k, v, context: Context) -> jax.Array:
+def maskclip(q, k, v, context: AttentionContext) -> jax.Array:
     """v: every token keeps its own value (Zhou et al., Extract Free Dense Labels from CLIP, ECCV 2022)."""
     del q, k, context
     return v
 
 
-def clip_surgery(q, k, v, context: Context) -> jax.Array:
+def clip_surgery(q, k, v, context: AttentionContext) -> jax.Array:
     """softmax(s v v^T) v (Li et al., CLIP Surgery, 2023)."""
     del q, k, context
     return self_attention(v, v, v.shape[-1] ** -0.5)
 
 
-def sclip(q, k, v, context: Context) -> jax.Array:
+def sclip(q, k, v, context: AttentionContext) -> jax.Array:
     """(softmax(s q q^T) + softmax(s k k^T)) v (Wang et al., SCLIP, ECCV 2024)."""
     del context
     return sum(self_attention(s, v, v.shape[-1] ** -0.5) for s in (q, k))
 
 
-def clearclip(q, k, v, context: Context) -> jax.Array:
+def clearclip(q, k, v, context: AttentionContext) -> jax.Array:
     """softmax(s q q^T) v (Lan et al., ClearCLIP, ECCV 2024)."""
     del k, context
     return self_attention(q, v, v.shape[-1] ** -0.5)
 
 
-def naclip(q, k, v, context: Context, std: float = 5.0, log: bool = False) -> jax.Array:
+def naclip(q, k, v, context: AttentionContext, std: float = 5.0, log: bool = False) -> jax.Array:
     """softmax(s k k^T + w) v, w_ij = exp(-|p_i - p_j|^2 / (2 std^2)) over patches (Hajimiri et al., NACLIP, WACV 2025).
 
     w is added to the logits as it is, as in the authors' released code, or with `log` its logarithm, which multiplies
@@ -78,7 +78,13 @@ def naclip(q, k, v, context: Context, std: float = 5.0, log: bool = False) -> ja
 
 
 def gem(
-    q, k, v, context: Context, iterations: int = 1, temperature: float | None = None, parts: Sequence[str] = "qkv"
+    q,
+    k,
+    v,
+    context: AttentionContext,
+    iterations: int = 1,
+    temperature: float | None = None,
+    parts: Sequence[str] = "qkv",
 ) -> jax.Array:
     """Mean over s in {q, k, v} of softmax(beta s^ s^^T) v (Bousselham et al., Grounding Everything, CVPR 2024, sec. 3).
 
@@ -115,7 +121,7 @@ class Method:
     mlp: bool
 
 
-METHODS = {
+ATTENTION_METHODS = {
     "clip": Method(layers.attention, 0, True, True),  # z is x: Radford et al., ICML 2021
     "maskclip": Method(maskclip, 1, False, False),
     "clip_surgery": Method(clip_surgery, None, True, False),
@@ -138,7 +144,7 @@ def method(
     """The second stream of a method.
 
     Args:
-      name: key of `METHODS`.
+      name: key of `ATTENTION_METHODS`.
       vision: the tower that it is for.
       depth: GEM's and CLIP Surgery's: depth - 1 is how many of the last blocks carry the second stream (all of them at
         most), as the authors count.
@@ -147,8 +153,8 @@ def method(
     Raises:
       UserError: an unknown name, or a setting out of range.
     """
-    if name not in METHODS:
-        raise UserError(f"attention {name!r}: expected one of {', '.join(METHODS)}")
+    if name not in ATTENTION_METHODS:
+        raise UserError(f"attention {name!r}: expected one of {', '.join(ATTENTION_METHODS)}")
     if not 2 <= depth <= vision.depth + 1:
         raise UserError(f"depth {depth}: expected 2 to {vision.depth + 1}; depth - 1 of the tower's blocks carry GEM")
     if iterations < 0:
@@ -157,7 +163,7 @@ def method(
         raise UserError(f"temperature {temperature}: expected a number over 0, or None for the adaptive one")
     if not parts or set(parts) - set("qkv") or len(set(parts)) < len(parts):
         raise UserError(f"parts {parts!r}: expected one or more of q, k, v, such as qkv")
-    chosen = METHODS[name]
+    chosen = ATTENTION_METHODS[name]
     attend = chosen.attend
     if attend is gem:
         attend = functools.partial(gem, iterations=iterations, temperature=temperature, parts=parts)

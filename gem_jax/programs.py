@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gem_jax import heatmaps, pretrained
-from gem_jax.attention import METHODS
+from gem_jax.attention import ATTENTION_METHODS
 from gem_jax.evaluation import boxes, figures, loop, points, segmentation, sources
 from gem_jax.gem import GEM, picture
 from input_pipeline.errors import UserError
@@ -168,8 +168,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
     """Every method of config.methods on every seed or folder; prints and saves the table, and for scenes a picture."""
     begin = time.monotonic()
     for name in config.methods:
-        if name.partition(" ")[0] not in METHODS:
-            raise UserError(f"config.methods: {name!r}; expected some of {', '.join(METHODS)}")
+        if name.partition(" ")[0] not in ATTENTION_METHODS:
+            raise UserError(f"config.methods: {name!r}; expected some of {', '.join(ATTENTION_METHODS)}")
     given = _sources(config, model)
     gems = {name: build(config, model, name) for name in config.methods}
     rows: dict[str, dict[str, dict]] = {name: {} for name in gems}
@@ -196,7 +196,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
         "versions": reporting.versions(), "devices": reporting.devices(), "seconds": time.monotonic() - begin,
     }  # fmt: skip
     if config.source != "scenes":
-        result["bad_records"] = given[config.source].tally.summary()
+        result["bad_records"] = given[config.source].bad_records.summary()
     reporting.write_json(workdir / "results.json", result)
     reporting.say(f"wrote {workdir / 'results.json'}" + (", methods.png" if config.source == "scenes" else ""))
     return result

@@ -24,7 +24,7 @@ from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig, normalise
 from pin_jax.runtime import reporting
-from pin_jax.runtime.train_stage import adamw, fit
+from pin_jax.runtime.train_stage import adamw, train_stage
 
 RUNS = ("train", "evaluate")
 SHIPPED, FOLDER = pathlib.Path("assets/tiny_clip"), "tiny_clip"
@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         del held
         return loss_fn(model, config.loss, params, batch, rng, keep)
 
-    params = fit("contrastive training", workdir, params, tx, loss, phases, config)
+    params = train_stage("contrastive training", workdir, params, tx, loss, phases, config)
     pretrained.save(workdir / FOLDER, model, params, tokenizer, CLIP_MEAN, CLIP_STD, names)
 
 

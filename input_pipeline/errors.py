@@ -7,7 +7,7 @@ class UserError(Exception):
     The message names the thing, says what was expected and what to do, in one line.
 
     Attributes:
-      kind: what is wrong in two words (`missing image`), by which bad records are counted; see `records.Tally`.
+      kind: what is wrong in two words (`missing image`), by which bad records are counted; see `records.BadRecordLog`.
     """
 
     def __init__(self, message: str, kind: str = "bad input"):

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 
 # Worker processes compose pictures with numpy and PIL; should one import JAX, it must not claim the accelerator.
 _WORKER_ENV = {"JAX_PLATFORMS": "cpu"}
@@ -89,7 +89,7 @@ class _Reported(grain.sources.RandomAccessDataSource):
 def records(
     source: Any,
     transforms: Sequence[grain.transforms.Map],
-    tally: Tally,
+    bad_records: BadRecordLog,
     *,
     threads: int = 2,
     process: tuple[int, int] = (0, 1),
@@ -98,7 +98,8 @@ def records(
     """The good records of a source, once and in order, read ahead in threads; for evaluation.
 
     Args:
-      source, process: as in `batches`. tally: takes the bad ones. progress: called with the number of records read.
+      source, process: as in `batches`. bad_records: takes the bad ones.
+      progress: called with the number of records read.
     """
     data = grain.MapDataset.source(_Reported(source))
     for transform in transforms:
@@ -108,7 +109,7 @@ def records(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 if threads else 0)
     for done, record in enumerate(data.to_iter_dataset(options), 1):
         if isinstance(record, UserError):
-            tally.add(record)
+            bad_records.add(record)
         else:
             yield record
         progress(done)

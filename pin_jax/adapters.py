@@ -21,7 +21,7 @@ from pin_jax.methods import pin_file
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import reporting
 from pin_jax.vlm import VLM
-from pin_jax.weights.parameters import count, fill, flatten, read_safetensors
+from pin_jax.weights.parameters import count_parameters, fill, flatten, read_safetensors
 
 
 def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:
@@ -39,7 +39,7 @@ def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:
     except Exception as error:  # safetensors has its own error for a full disk
         partial.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error}); free disk space or choose another --workdir") from error
-    card = meta | {"options": options, "vlm": str(config.vlm), "parameters": count(params)}
+    card = meta | {"options": options, "vlm": str(config.vlm), "parameters": count_parameters(params)}
     reporting.write_json(path.with_suffix(".json"), card)
 
 

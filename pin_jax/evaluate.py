@@ -16,7 +16,7 @@ from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text import prompts
 from pin_jax.decoding import automaton, grid
 from pin_jax.decoding import search as decode
-from pin_jax.decoding.in_context import Context, Example, box_examples
+from pin_jax.decoding.in_context import Example, InContext, box_examples
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import reporting, sharding
 from pin_jax.scoring import metrics, photographs
@@ -37,7 +37,7 @@ def ask(
     inserts: Inserts,
     options: ConfigDict,
     title: str = "asking",
-    context: Context | None = None,
+    context: InContext | None = None,
 ) -> list[str]:
     """Decodes one text for each (image, prompt).
 
@@ -61,7 +61,7 @@ def ask(
             decode.beam, steps=options.new_tokens, suppress=vlm.suppressed,
             beams=options.beams, length_penalty=options.length_penalty,
         )  # fmt: skip
-    return vlm.read(_batched(vlm, vision, asked, inserts, options.batch_size, title, search, context))
+    return vlm.detokenize(_batched(vlm, vision, asked, inserts, options.batch_size, title, search, context))
 
 
 def _batched(
@@ -72,7 +72,7 @@ def _batched(
     size: int,
     title: str,
     search: Callable,
-    context: Context | None = None,
+    context: InContext | None = None,
 ) -> Any:
     """What a decoder makes of all questions, arrays of as many rows."""
     before = context.text if context else lambda question: ""
@@ -87,7 +87,7 @@ def _batched(
             own = vision[np.array([asked[r][0] for r in rows])]
             inputs = context.media(rows, own) if context else own[:, None], ids[rows], mask[rows]
             with sharding.on(vlm.mesh):
-                found = search(vlm.model, vlm.params, *(sharding.spread(x, vlm.mesh) for x in inputs), inserts)
+                found = search(vlm.model, vlm.params, *(sharding.shard_rows(x, vlm.mesh) for x in inputs), inserts)
             out.append(jax.tree.map(sharding.fetch, found))
             advance(min(start + size, len(asked)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(asked)], *out)
@@ -118,7 +118,7 @@ def locate(
     inserts: Inserts,
     options: ConfigDict,
     title: str,
-    context: Context | None = None,
+    context: InContext | None = None,
 ) -> list[Answer]:
     """Asks where each (image, name) is."""
     where = [(i, prompts.question(name)) for i, name in asked]
@@ -127,7 +127,7 @@ def locate(
         return [Answer(text, *vlm.codec.decode(text)) for text in texts]
     search = functools.partial(
         grid.answer,
-        automaton=automaton.build(vlm.tokenizer, vlm.codec, vlm.frame.tail),
+        automaton=automaton.build(vlm.tokenizer, vlm.codec, vlm.frame.suffix),
         decoder=options.decoder,
         beams={"grid_greedy": 1, "grid_beam": options.beams}.get(options.decoder, options.get("candidates", 16)),
     )
@@ -208,7 +208,7 @@ def evaluate(
     where = [(q.image, q.name) for q in asked]
     asking = vlm, vision, where, Inserts(), config.eval
 
-    def in_context(context: Context) -> dict[str, Any]:
+    def in_context(context: InContext) -> dict[str, Any]:
         try:
             return answered(locate(*asking, f"asking after {context.k} examples", context))
         except TooLong as error:
@@ -219,7 +219,7 @@ def evaluate(
     row = row or config.method
     found = locate(vlm, seen, where, inserts, config.eval, f"asking with {row}") if inserts else raw
     shown = pool(config, vlm) if config.eval.context else None
-    contexts = [Context(*shown, k, config.eval.context_seed, vlm.frame) for k in config.eval.context]
+    contexts = [InContext(*shown, k, config.eval.context_seed, vlm.frame) for k in config.eval.context]
     rng = np.random.default_rng(config.eval.seed)
     draws = [score(metrics.random_boxes(rng, len(asked), vlm.codec)) for _ in range(RANDOM_DRAWS)]
     constant = metrics.constant_box(true, vlm.codec)

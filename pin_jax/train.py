@@ -28,7 +28,7 @@ from pin_jax import methods
 from pin_jax.runtime import feature_cache, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
 from pin_jax.vlm import VLM
-from pin_jax.weights.parameters import count
+from pin_jax.weights.parameters import count_parameters
 
 
 @flax.struct.dataclass
@@ -96,7 +96,7 @@ def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.Shap
     """
     size, rows = vlm.codec.image_size, (config.batch_size, config.questions_per_image)
     texts = {"ids": config.text_length + max(0, front - 1), "target": config.text_length + max(0, front - 1)}
-    if vlm.frame.apart:
+    if vlm.frame.encoder_decoder:
         texts |= {"target": config.text_length, "labels": config.text_length}
     shapes = {
         key: jax.ShapeDtypeStruct((*rows, length), jnp.float32 if key == "target" else jnp.int32)
@@ -163,8 +163,8 @@ def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation, seed: int
         updates, opt = tx.update(grads, state.opt, state.trainable)
         return State(state.step + 1, optax.apply_updates(state.trainable, updates), opt), loss
 
-    whole = None if vlm.mesh is None else NamedSharding(vlm.mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=whole)
+    replicated = None if vlm.mesh is None else NamedSharding(vlm.mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated)
 
 
 # --- loop -------------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     with reporting.progress(f"training {config.method}", config.steps * config.batch_size, "image") as advance:
         for i in range(first + 1, config.steps + 1):
             with sharding.on(mesh):
-                state, loss = step_fn(state, frozen, sharding.split(next(iterator), mesh))
+                state, loss = step_fn(state, frozen, sharding.from_local_rows(next(iterator), mesh))
             last = i == config.steps
             if i % config.log_every == 0 or last:
                 seconds = time.monotonic() - begin
@@ -252,8 +252,8 @@ def describe(config: ConfigDict, vlm: VLM) -> dict[str, str]:
     kept = "pictures" if in_vision(method, vlm.params) else "features"
     cached = f"{config.cache_images:,} scenes, {kept} cached" if config.cache_images else "scenes drawn anew"
     return {
-        "frozen": f"{count(vlm.params):,} parameters ({config.vlm}, {vlm.identity})",
-        "trainable": f"{count(trainable):,} parameters ({config.method})",
+        "frozen": f"{count_parameters(vlm.params):,} parameters ({config.vlm}, {vlm.identity})",
+        "trainable": f"{count_parameters(trainable):,} parameters ({config.method})",
         "data": f"{config.scenes.cutouts} on {config.scenes.backgrounds}; {cached}; {samples:,} samples",
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es); mesh {mesh}",
     }

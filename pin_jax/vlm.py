@@ -105,7 +105,7 @@ class VLM:
         what a method puts into it."""
         inserts = inserts if self.mesh is None else sharding.replicate(inserts, self.mesh)
         with sharding.on(self.mesh):
-            found = self._encode(self.params, sharding.spread(images, self.mesh), inserts)
+            found = self._encode(self.params, sharding.shard_rows(images, self.mesh), inserts)
             return sharding.fetch(found).astype(np.float32)
 
     def tokenize(self, texts: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -123,11 +123,11 @@ class VLM:
         ids = np.array([[pad] * (length - len(row)) + row[-length:] for row in rows], np.int32)
         return ids, np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
 
-    def read(self, tokens: np.ndarray) -> list[str]:
+    def detokenize(self, tokens: np.ndarray) -> list[str]:
         """Written tokens int[R, T] -> texts, as they would go on from their prompts."""
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         # A text of its own loses its first space; an answer begins with one.
-        return [f" {text.lstrip()}" for text in texts] if self.frame.apart else texts
+        return [f" {text.lstrip()}" for text in texts] if self.frame.encoder_decoder else texts
 
     @property
     def suppressed(self) -> tuple[int, ...]:
@@ -174,6 +174,8 @@ def skeleton(model: nn.Module, dtypes: Mapping[str, Any] | None = None) -> Any:
     }
 
 
+# fields of a frame as folders written before 2026-11-26 name them
+FORMER_FRAME = {"front": "prefix", "between": "separator", "tail": "suffix", "apart": "encoder_decoder"}
 # model, its config, and the configs of its parts, by the kind that config.json names
 KINDS = {
     "flamingo": (Flamingo, FlamingoConfig, {"vision": ViTConfig, "lm": MPTConfig, "perceiver": PerceiverConfig}),
@@ -225,7 +227,7 @@ def load(folder: str | pathlib.Path, dtype: Any = None) -> VLM:
             fields[name] = part(**{**fields[name], "dtype": dtype}) if fields[name] else None
         model = make(whole(**fields))
         codec = BoxCodec(model.config.vision.image_size, meta["grid"])
-        frame = Frame(**meta.get("frame", {}))
+        frame = Frame(**{FORMER_FRAME.get(key, key): value for key, value in meta.get("frame", {}).items()})
         mean, std, names = meta["image_mean"], meta["image_std"], tuple(meta["names"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"VLM folder {folder}: config.json is not one of ours ({error!r})") from error
@@ -284,7 +286,7 @@ def load_vlm(
         if (remat, attention) != ("none", "xla"):
             raise UserError(f"config.remat {remat!r}, config.attention {attention!r}: of published models only")
         vlm = load(folder, None if dtype in ("float32", "published") else dtype)
-        params = sharding.place(vlm.params, sharding.shardings(vlm.params, mesh, rules))
+        params = sharding.put(vlm.params, sharding.shardings(vlm.params, mesh, rules))
         vlm = dataclasses.replace(vlm, params=params, mesh=mesh)
         return vlm, params
     return _published(reader.read(folder, dtype, remat=remat, attention=attention), str(source), mesh, rules, grid)

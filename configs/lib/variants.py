@@ -63,7 +63,14 @@ def data(config: ConfigDict) -> None:
 def select(config: ConfigDict) -> None:
     """Which objects are asked for: the paper's rule (`input_pipeline/sets/selection.py`)."""
     config.select = ConfigDict(
-        {"most": 3, "difficult": True, "crowd": True, "one_per_class": False, "synonyms": False, "names": "published"}
+        {
+            "max_annotations": 3,
+            "difficult": True,
+            "crowd": True,
+            "one_per_class": False,
+            "synonyms": False,
+            "names": "published",
+        }
     )
     config.split_by = ""  # RefCOCO's split file: unc, google, umd; empty for the usual one
 
@@ -74,7 +81,7 @@ def evaluate_boxes(config: ConfigDict, source: str) -> None:
     config.eval.source = source
     config.eval.images = 0
     if source.startswith("refcoco"):
-        config.eval.select.most = 0
+        config.eval.select.max_annotations = 0
 
 
 def evaluate_maps(config: ConfigDict, source: str) -> None:
@@ -83,4 +90,4 @@ def evaluate_maps(config: ConfigDict, source: str) -> None:
     config.source = source
     config.methods = ("clip", "gem")
     if source.startswith("refcoco"):
-        config.select.most = 0
+        config.select.max_annotations = 0

@@ -31,7 +31,7 @@ class Boxes:
 
     def prompts(self, record: dict[str, Any]) -> Sequence[str]:
         """What the objects are called."""
-        return record["said"]
+        return record["query_text"]
 
     def add(self, record: dict[str, Any], maps: np.ndarray) -> None:
         """Takes the objects' cosines float[n, H, W]."""

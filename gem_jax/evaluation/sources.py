@@ -17,7 +17,7 @@ from input_pipeline.images import SUFFIXES
 from input_pipeline.pasted.looks import Look, called, tints
 from input_pipeline.pasted.scenes import Scenes
 from input_pipeline.sets import openimages, registry
-from input_pipeline.sets.bad_records import Tally, walk
+from input_pipeline.sets.bad_records import BadRecordLog, walk
 from input_pipeline.sets.label_maps import BACKGROUND, IGNORE, LabelMaps, lookup
 
 
@@ -48,7 +48,11 @@ class NamedScenes:
             looks = record["looks"] or [None] * len(record["names"])
             names = [called(name, look) for name, look in zip(record["names"], looks, strict=True)]
             rng = np.random.default_rng([self.scenes.seed, index, 1])
-            yield record | {"names": names, "said": names, "points": points.from_masks(rng, names, record["masks"])}
+            yield record | {
+                "names": names,
+                "query_text": names,
+                "points": points.from_masks(rng, names, record["masks"]),
+            }
 
 
 def _images(root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -81,7 +85,7 @@ def label_folder(root: str | pathlib.Path, background: bool = True) -> LabelMaps
     return LabelMaps(str(root), pairs, classes, table, background)
 
 
-def point_folder(root: str | pathlib.Path, tally: Tally) -> openimages.PointLabels:
+def point_folder(root: str | pathlib.Path, bad_records: BadRecordLog) -> openimages.PointLabels:
     """DIR/images/ID.jpg with DIR/points.csv in OpenImages V7's form: ImageId, X, Y (0 to 1), Label, EstimatedYesNo.
 
     A column TextLabel, where there is one, holds the names; rows that are neither yes nor no are left out.
@@ -91,7 +95,7 @@ def point_folder(root: str | pathlib.Path, tally: Tally) -> openimages.PointLabe
     if not path.is_file():
         raise UserError(f"data folder {root}: no points.csv in it; expected OpenImages V7's columns")
     _images(root)
-    return openimages.PointLabels(str(root), openimages.read(path, root / "images", tally))
+    return openimages.PointLabels(str(root), openimages.read(path, root / "images", bad_records))
 
 
 class Published:
@@ -99,20 +103,20 @@ class Published:
 
     Attributes:
       records: a random-access source. kind: `boxes`, `labels` or `points`. classes: of labels.
-      tally: of bad records. phrases, background: what classes are asked for by; see `segmentation.Segmentation`.
+      bad_records: of bad records. phrases, background: what classes are asked for by; see `segmentation.Segmentation`.
     """
 
-    def __init__(self, records: Any, kind: str, tally: Tally, most: int = 0):
-        self.records, self.kind, self.tally = records, kind, tally
+    def __init__(self, records: Any, kind: str, bad_records: BadRecordLog, limit: int = 0):
+        self.records, self.kind, self.bad_records = records, kind, bad_records
         self.classes = getattr(records, "classes", [])
         self.phrases, self.background = [[name] for name in self.classes], []
-        self.most = min(most, len(records)) if most else len(records)
+        self.limit = min(limit, len(records)) if limit else len(records)
 
     def __len__(self) -> int:
-        return self.most
+        return self.limit
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return walk(self.records, self.tally, self.most)
+        return walk(self.records, self.bad_records, self.limit)
 
 
 def open_source(config: Any, say: Callable[[str], None], known: Collection[str] = ()) -> Published:
@@ -124,13 +128,13 @@ def open_source(config: Any, say: Callable[[str], None], known: Collection[str] 
     Raises:
       UserError: no such source, or not in its layout.
     """
-    tally = Tally(config.on_bad_record, say)
+    bad_records = BadRecordLog(config.on_bad_record, say)
     kind, _, where = config.source.partition(":")
     phrases, background = None, []
     if kind == "labels" and where:
         records = label_folder(where, config.background)
     elif kind == "points" and where:
-        records = point_folder(where, tally)
+        records = point_folder(where, bad_records)
     else:
         try:
             kind = registry.kind(config.source)
@@ -139,9 +143,11 @@ def open_source(config: Any, say: Callable[[str], None], known: Collection[str] 
                 f"config.source {config.source!r}: expected scenes, labels:DIR, points:DIR, or a {error}"
             ) from error
         if kind == "boxes":
-            records = registry.queries(config.source, config.data_dir, config.select, tally, known, config.split_by)
+            records = registry.queries(
+                config.source, config.data_dir, config.select, bad_records, known, config.split_by
+            )
         else:
-            records = registry.load(config.source, config.data_dir, tally)
+            records = registry.load(config.source, config.data_dir, bad_records)
         if kind == "labels":
             phrases, background = registry.phrases(config.source, config.names)
     if kind == "labels":
@@ -158,7 +164,7 @@ def open_source(config: Any, say: Callable[[str], None], known: Collection[str] 
         raise UserError(
             f"config.source {config.source!r}: the small model knows none of its classes; see its model card"
         )
-    found = Published(records, kind, tally, config.images)
+    found = Published(records, kind, bad_records, config.images)
     if kind == "labels":
         found.phrases, found.background = phrases, background
     return found

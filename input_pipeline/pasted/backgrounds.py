@@ -18,7 +18,7 @@ from input_pipeline.cache import Cache, picture_bytes
 from input_pipeline.errors import UserError
 from input_pipeline.images import SUFFIXES, open_image
 from input_pipeline.pasted import packed
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 
 # Photographs inside the pip packages (public domain or CC0, chosen by hand; no downloads).
 PHOTOS = {
@@ -45,7 +45,7 @@ class Backgrounds:
       vary: probability of a variation: another photograph shines through, colours change places, light and contrast
         change, quarter turns. A few photographs then stand for many.
       max_side: photographs are shrunk to this many pixels on reading.
-      tally: takes photographs that cannot be read; the next one stands for such a one.
+      bad_records: takes photographs that cannot be read; the next one stands for such a one.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Backgrounds:
         crop: float = 1.0,
         vary: float = 0.0,
         max_side: int = 448,
-        tally: Tally | None = None,
+        bad_records: BadRecordLog | None = None,
     ):
         self.paths = list(paths)
-        self.tally = tally or Tally("refuse")
+        self.bad_records = bad_records or BadRecordLog("refuse")
         self.crop = crop
         self.vary = vary
         self.max_side = max_side
@@ -89,8 +89,8 @@ class Backgrounds:
             try:
                 return self.photo((index + k) % len(self))
             except UserError as error:
-                self.tally.add(error)
-        raise UserError(f"backgrounds: none of {len(self)} photographs can be read ({self.tally.report()})")
+                self.bad_records.add(error)
+        raise UserError(f"backgrounds: none of {len(self)} photographs can be read ({self.bad_records.report()})")
 
     def draw(self, rng: np.random.Generator, size: int) -> Image.Image:
         """A random photograph as a square of `size` pixels, cropped and mirrored when crop < 1, varied by `vary`."""
@@ -133,7 +133,7 @@ class PackedBackgrounds(Backgrounds):
 
 
 def load(
-    spec: str, split: str = "all", crop: float = 1.0, vary: float = 0.0, tally: Tally | None = None
+    spec: str, split: str = "all", crop: float = 1.0, vary: float = 0.0, bad_records: BadRecordLog | None = None
 ) -> Backgrounds:
     """Builds the source that a config names.
 
@@ -141,7 +141,7 @@ def load(
       spec: `photos`; `folder:DIR` with pictures anywhere below DIR; or `packed:DIR`. A folder that has the sub-folders
         `train` and `testval` (BG-20k) is split by them; any other holds out every fifth file.
       split: `train`, `held_out` or `all`.
-      crop, vary, tally: see `Backgrounds`.
+      crop, vary, bad_records: see `Backgrounds`.
 
     Raises:
       UserError: an unknown kind or split, a missing folder, no picture.
@@ -156,7 +156,7 @@ def load(
             package, file = name.split("/")
             module, sub = _FOLDERS[package]
             paths.append(pathlib.Path(str(resources.files(module))) / sub / file)
-        return Backgrounds(paths, crop, vary, tally=tally)
+        return Backgrounds(paths, crop, vary, bad_records=bad_records)
     if kind not in ("folder", "packed") or not where:
         raise UserError(f"backgrounds {spec!r}: expected photos, folder:DIR or packed:DIR")
     if kind == "packed":
@@ -172,4 +172,4 @@ def load(
         files = [p for i, p in enumerate(files) if (i % 5 == 4) == (split == "held_out")]
     if not files:
         raise UserError(f"backgrounds folder {top}: no JPEG, PNG or WebP for split {split!r}; give photographs")
-    return Backgrounds(files, crop, vary, tally=tally)
+    return Backgrounds(files, crop, vary, bad_records=bad_records)

@@ -15,7 +15,7 @@ from PIL import Image
 from input_pipeline.errors import UserError
 from input_pipeline.pasted import backgrounds, cutouts
 from input_pipeline.pasted.packed import INDEX, VERSION, levels
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 
 SHARD = 5000  # records a file
 
@@ -80,12 +80,12 @@ def _splits(load: Callable[[str], list]) -> dict[Any, str]:
 
 
 def pack_backgrounds(
-    spec: str, folder: pathlib.Path, side: int, tally: Tally, threads: int = 2, progress=lambda done: None
+    spec: str, folder: pathlib.Path, side: int, bad_records: BadRecordLog, threads: int = 2, progress=lambda done: None
 ) -> int:
     """Packs the backgrounds that a spec names, each squashed to side x side (PIN, section 4).
 
     Returns:
-      How many there are; those that cannot be read go to the tally.
+      How many there are; those that cannot be read go to the bad_records.
     """
     source = backgrounds.load(spec, "all")
     split_of = _splits(lambda split: backgrounds.load(spec, split).paths)
@@ -98,14 +98,14 @@ def pack_backgrounds(
         return picture.tobytes(), {"splits": split_of.get(source.paths[k], "rest")}
 
     about = {"kind": "backgrounds", "source": spec, "side": side}
-    return _write(folder, _told(_ahead(make, len(source), threads), tally, progress), about)
+    return _write(folder, _told(_ahead(make, len(source), threads), bad_records, progress), about)
 
 
 def pack_cutouts(
     spec: str,
     folder: pathlib.Path,
     side: int,
-    tally: Tally,
+    bad_records: BadRecordLog,
     exclude: Iterable[str] = (),
     threads: int = 2,
     progress=lambda done: None,
@@ -113,7 +113,7 @@ def pack_cutouts(
     """Packs the cut-outs that a spec names, trimmed, the longer side at most `side`.
 
     Returns:
-      How many there are; those that cannot be read go to the tally.
+      How many there are; those that cannot be read go to the bad_records.
     """
     source = cutouts.load(spec, "all", exclude)
     source.max_side = side
@@ -131,13 +131,13 @@ def pack_cutouts(
         return b"".join(part.tobytes() for part in parts), about
 
     about = {"kind": "cutouts", "source": spec, "side": side, "exclude": list(exclude)}
-    return _write(folder, _told(_ahead(make, len(source), threads), tally, progress), about)
+    return _write(folder, _told(_ahead(make, len(source), threads), bad_records, progress), about)
 
 
-def _told(rows: Iterable[Any], tally: Tally, progress: Callable[[int], None]) -> Iterator[Any]:
+def _told(rows: Iterable[Any], bad_records: BadRecordLog, progress: Callable[[int], None]) -> Iterator[Any]:
     for done, row in enumerate(rows, 1):
         if isinstance(row, UserError):
-            tally.add(row)
+            bad_records.add(row)
         else:
             yield row
         progress(done)

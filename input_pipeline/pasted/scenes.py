@@ -12,7 +12,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.pasted import backgrounds as backgrounds_lib
 from input_pipeline.pasted import cutouts as cutouts_lib
 from input_pipeline.pasted import looks, paste
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.text.box_codec import BoxCodec
 from input_pipeline.text.referrals import referrals
 
@@ -92,11 +92,13 @@ class Scenes:
 
     def __init__(self, config: SceneConfig, seed: int, length: int, on_bad_record: str = "skip"):
         self.config, self.seed, self.length = config, seed, length
-        self.tally = Tally(on_bad_record)  # of cut-outs and photographs; others of the same name stand for such ones
+        self.bad_records = BadRecordLog(
+            on_bad_record
+        )  # of cut-outs and photographs; others of the same name stand for such ones
         self.cutouts = cutouts_lib.load(config.cutouts, config.split, config.exclude)
         background_split = config.background_split or config.split
         self.backgrounds = backgrounds_lib.load(
-            config.backgrounds, background_split, config.crop, config.vary, self.tally
+            config.backgrounds, background_split, config.crop, config.vary, self.bad_records
         )
         self.names = sorted(set(self.cutouts.names))
         self._by_name: dict[str, list[int]] = {name: [] for name in self.names}
@@ -151,8 +153,10 @@ class Scenes:
             try:
                 return cutout, self.cutouts.aspect(cutout)
             except UserError as error:
-                self.tally.add(error)
-        raise UserError(f"cut-outs: none of {self.cutouts.names[options[0]]!r} can be read ({self.tally.report()})")
+                self.bad_records.add(error)
+        raise UserError(
+            f"cut-outs: none of {self.cutouts.names[options[0]]!r} can be read ({self.bad_records.report()})"
+        )
 
     def _plan(self, index: int) -> tuple[dict[str, Any], list[int], list[bool], np.random.Generator]:
         """Everything but the picture.
@@ -187,7 +191,7 @@ class Scenes:
             "boxes": config.codec.to_pixels(boxes),
             "cells": boxes,
             "names": names,
-            "said": said,
+            "query_text": said,
             "looks": scene_looks,
             "target": int(rng.integers(len(names))),
             "image_id": int(index),

@@ -15,7 +15,7 @@ from input_pipeline.images import open_image
 OBJECTS = (
     "boxes",
     "names",
-    "said",
+    "query_text",
     "ids",
     "crowd",
     "difficult",
@@ -97,7 +97,7 @@ def entry(
     return {
         "path": path, "image_id": image_id, "size": size,
         "boxes": np.array(boxes, np.float32).reshape(-1, 4), "names": list(names),
-        "said": list(names if said is None else said), "ids": list(ids) or list(range(count)),
+        "query_text": list(names if said is None else said), "ids": list(ids) or list(range(count)),
         "crowd": np.array(crowd, bool) if len(crowd) else np.zeros(count, bool),
         "difficult": np.array(difficult, bool) if len(difficult) else np.zeros(count, bool),
         "shapes": None if shapes is None else list(shapes), **more,

@@ -25,7 +25,7 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class Tally:
+class BadRecordLog:
     """Counts bad records by kind, and says each in one line.
 
     Attributes:
@@ -93,12 +93,12 @@ def good_box(box: Any, width: int, height: int, where: str) -> np.ndarray:
     return np.array([max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)], np.float32)
 
 
-def walk(source: Any, tally: Tally, most: int | None = None) -> Iterator[dict[str, Any]]:
-    """The good records of a random-access source, or of its first `most`, in order; bad ones go to the tally."""
-    for index in range(len(source) if most is None else most):
+def walk(source: Any, bad_records: BadRecordLog, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """The good records of a random-access source, or of its first `most`, in order; bad ones go to the bad_records."""
+    for index in range(len(source) if limit is None else limit):
         try:
             record = source[index]
         except UserError as error:
-            tally.add(error)
+            bad_records.add(error)
             continue
         yield record

@@ -10,30 +10,36 @@ from typing import Any
 from input_pipeline.errors import UserError
 from input_pipeline.images import MAX_PIXELS
 from input_pipeline.sets.annotated import Annotated, entry, not_empty
-from input_pipeline.sets.bad_records import Tally, good_box
+from input_pipeline.sets.bad_records import BadRecordLog, good_box
 from input_pipeline.sets.layout import Pictures, find
 from input_pipeline.sets.names import normalise
 
 
-def instances(root: str | pathlib.Path, tally: Tally, split: str = "val2017", with_masks: bool = False) -> Annotated:
+def instances(
+    root: str | pathlib.Path, bad_records: BadRecordLog, split: str = "val2017", with_masks: bool = False
+) -> Annotated:
     """COCO 2017: annotations/instances_SPLIT.json and SPLIT/ (or images/SPLIT/) below `root`."""
     name = f"COCO {split}"
     path = find(root, name, f"annotations/instances_{split}.json", f"coco/annotations/instances_{split}.json",
                 f"instances_{split}.json")  # fmt: skip
-    return read(path, tally, _folders(path.parent.parent, split), name, with_masks)
+    return read(path, bad_records, _folders(path.parent.parent, split), name, with_masks)
 
 
-def lvis(root: str | pathlib.Path, tally: Tally, split: str = "val", with_masks: bool = False) -> Annotated:
+def lvis(
+    root: str | pathlib.Path, bad_records: BadRecordLog, split: str = "val", with_masks: bool = False
+) -> Annotated:
     """LVIS v1: lvis_v1_SPLIT.json (or annotations/...) and COCO's train2017/ and val2017/. Names are normalised."""
     name = f"LVIS v1 {split}"
     path = find(root, name, f"lvis_v1_{split}.json", f"annotations/lvis_v1_{split}.json", f"lvis/lvis_v1_{split}.json",
                 f"coco/annotations/lvis_v1_{split}.json")  # fmt: skip
     tops = (pathlib.Path(root), pathlib.Path(root) / "coco", path.parent, path.parent.parent)
     folders = [folder for top in tops for folder in _folders(top, "val2017")]
-    return read(path, tally, folders, name, with_masks, rename=normalise)
+    return read(path, bad_records, folders, name, with_masks, rename=normalise)
 
 
-def own(path: str | pathlib.Path, tally: Tally, images: str | pathlib.Path = "", with_masks: bool = False) -> Annotated:
+def own(
+    path: str | pathlib.Path, bad_records: BadRecordLog, images: str | pathlib.Path = "", with_masks: bool = False
+) -> Annotated:
     """One's own set.
 
     Args:
@@ -46,7 +52,7 @@ def own(path: str | pathlib.Path, tally: Tally, images: str | pathlib.Path = "",
     folders += [folder for top in tops for folder in (top, top / "images", top / path.stem)]
     if str(images) and not pathlib.Path(images).is_dir():
         raise UserError(f"images {images}: no such folder; give the one that {path.name} names its pictures in")
-    return read(path, tally, folders, path.name, with_masks)
+    return read(path, bad_records, folders, path.name, with_masks)
 
 
 def _folders(top: pathlib.Path, split: str) -> list[pathlib.Path]:
@@ -87,7 +93,7 @@ def lists(path: pathlib.Path, *keys: str) -> list[list[Any]]:
 
 def read(
     path: pathlib.Path,
-    tally: Tally,
+    bad_records: BadRecordLog,
     folders: Iterable[pathlib.Path],
     name: str,
     with_masks: bool = False,
@@ -99,20 +105,20 @@ def read(
       folders: in which pictures are looked for. name: of the set. rename: of category names.
 
     Raises:
-      UserError: the file is not in COCO's form; bad entries in it go to the tally.
+      UserError: the file is not in COCO's form; bad entries in it go to the bad_records.
     """
     images, annotations, categories = lists(path, "images", "annotations", "categories")
     pictures, where = Pictures(folders), path.name
     called: dict[Any, str] = {}
     for k, category in enumerate(categories):
-        with tally.guard(f"{where}, category {k}"):
+        with bad_records.guard(f"{where}, category {k}"):
             if not isinstance(category["name"], str):
                 raise TypeError(f"name {category['name']!r}")
             called[_id(category["id"])] = rename(category["name"])
     of: dict[Any, dict[str, list]] = {}
     found = []
     for k, image in enumerate(images):
-        with tally.guard(f"{where}, image {k}"):
+        with bad_records.guard(f"{where}, image {k}"):
             width, height = image["width"], image["height"]
             if not all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in (width, height)):
                 raise TypeError(f"size {width!r} x {height!r}")
@@ -123,7 +129,7 @@ def read(
             found.append((_file(image), image["id"], (width, height), rows))
     for k, annotation in enumerate(annotations):
         at = f"{where}, annotation {k}"
-        with tally.guard(at):
+        with bad_records.guard(at):
             rows = of.get(_id(annotation["image_id"]))
             if rows is None:
                 raise UserError(f"{at}: image_id {annotation['image_id']} is no image of the set", "unknown image")
@@ -143,7 +149,7 @@ def read(
                 rows[key].append(value)
     entries = []
     for files, image_id, size, rows in found:
-        with tally.guard(f"{where}, image {image_id}"):
+        with bad_records.guard(f"{where}, image {image_id}"):
             entries.append(entry(pictures.path(*files), image_id, size, **rows))
     return Annotated(name, not_empty(name, entries, path), with_masks)
 

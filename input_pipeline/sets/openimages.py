@@ -12,7 +12,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import SUFFIXES, open_image
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.sets.layout import find
 
 COLUMNS = {"ImageId", "X", "Y", "Label", "EstimatedYesNo"}
@@ -59,7 +59,7 @@ class PointLabels:
         return {"image": image, "points": rows, "image_id": path.stem, "path": path}
 
 
-def points(root: str | pathlib.Path, tally: Tally, split: str = "validation") -> PointLabels:
+def points(root: str | pathlib.Path, bad_records: BadRecordLog, split: str = "validation") -> PointLabels:
     """OpenImages V7's point labels.
 
     Args:
@@ -74,7 +74,7 @@ def points(root: str | pathlib.Path, tally: Tally, split: str = "validation") ->
     described = [*path.parent.glob("oidv7-class-descriptions.csv"), *pathlib.Path(root).glob("oidv7-class-des*.csv")]
     called = _descriptions(described[0]) if described else {}
     images = find(root, name, split, f"images/{split}", short, "images")
-    return PointLabels(name, read(path, images, tally, called))
+    return PointLabels(name, read(path, images, bad_records, called))
 
 
 def _descriptions(path: pathlib.Path) -> dict[str, str]:
@@ -83,7 +83,7 @@ def _descriptions(path: pathlib.Path) -> dict[str, str]:
 
 
 def read(
-    path: pathlib.Path, images: pathlib.Path, tally: Tally, called: dict[str, str] | None = None
+    path: pathlib.Path, images: pathlib.Path, bad_records: BadRecordLog, called: dict[str, str] | None = None
 ) -> list[tuple[pathlib.Path, list[tuple[str, float, float, bool]]]]:
     """The points of the pictures in a folder, by picture; rows that are neither yes nor no are left out.
 
@@ -91,7 +91,7 @@ def read(
       path: of the CSV. called: label -> its name; a column TextLabel goes before it.
 
     Raises:
-      UserError: columns are missing, or no point belongs to a picture; bad rows go to the tally.
+      UserError: columns are missing, or no point belongs to a picture; bad rows go to the bad_records.
     """
     files = {p.stem: p for p in sorted(images.glob("*")) if p.suffix.lower() in SUFFIXES}
     found: dict[str, list[tuple[str, float, float, bool]]] = {}
@@ -104,7 +104,7 @@ def read(
             if row["ImageId"] not in files:
                 continue
             at = f"{path.name}, row {k + 2}"
-            with tally.guard(at):
+            with bad_records.guard(at):
                 answer = row["EstimatedYesNo"].lower()
                 if answer not in ("yes", "no"):
                     continue

@@ -8,14 +8,14 @@ from typing import Any
 from input_pipeline.errors import UserError
 from input_pipeline.sets import coco, pickles
 from input_pipeline.sets.annotated import Annotated, entry, not_empty
-from input_pipeline.sets.bad_records import Tally, good_box
+from input_pipeline.sets.bad_records import BadRecordLog, good_box
 from input_pipeline.sets.layout import Pictures, find
 
 SETS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # and the split file that is read by default
 
 
 def expressions(
-    root: str | pathlib.Path, tally: Tally, which: str = "refcoco", split: str = "testA", by: str = ""
+    root: str | pathlib.Path, bad_records: BadRecordLog, which: str = "refcoco", split: str = "testA", by: str = ""
 ) -> Annotated:
     """One record an image; every sentence about one of its objects is a query.
 
@@ -40,22 +40,22 @@ def expressions(
     box_of: dict[Any, list[float]] = {}
     file_of: dict[Any, str] = {}
     for k, image in enumerate(images):
-        with tally.guard(f"instances.json, image {k}"):
+        with bad_records.guard(f"instances.json, image {k}"):
             size_of[image["id"]] = int(image["width"]), int(image["height"])
             file_of[image["id"]] = image["file_name"]
     for k, annotation in enumerate(annotations):
-        with tally.guard(f"instances.json, annotation {k}"):
+        with bad_records.guard(f"instances.json, annotation {k}"):
             x, y, w, h = annotation["bbox"]
             box_of[annotation["id"]] = [x, y, x + w, y + h]
     known: dict[Any, str] = {}
     for k, category in enumerate(categories):
-        with tally.guard(f"instances.json, category {k}"):
+        with bad_records.guard(f"instances.json, category {k}"):
             known[category["id"]] = category["name"]
     rows: dict[Any, dict[str, list]] = {}
     splits = set()
     for k, ref in enumerate(refs):
         at = f"{refs_path.name}, reference {k}"
-        with tally.guard(at):
+        with bad_records.guard(at):
             splits.add(ref["split"])
             if ref["split"] != split:
                 continue
@@ -68,7 +68,9 @@ def expressions(
                  {"sent_id": sentence["sent_id"], "ref_id": ref["ref_id"], "ann_id": ref["ann_id"]})
                 for sentence in ref["sentences"]
             ]  # fmt: skip
-            own = rows.setdefault(ref["image_id"], {key: [] for key in ("boxes", "names", "said", "ids", "sentences")})
+            own = rows.setdefault(
+                ref["image_id"], {key: [] for key in ("boxes", "names", "query_text", "ids", "sentences")}
+            )
             for row in added:
                 for key, value in zip(own, row, strict=True):
                     own[key].append(value)
@@ -82,6 +84,6 @@ def expressions(
     )
     entries = []
     for image_id, own in rows.items():
-        with tally.guard(f"{name}, image {image_id}"):
+        with bad_records.guard(f"{name}, image {image_id}"):
             entries.append(entry(pictures.path(file_of[image_id]), image_id, size_of[image_id], **own))
     return Annotated(name, not_empty(name, entries, top))

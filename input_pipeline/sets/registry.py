@@ -12,15 +12,19 @@ from typing import Any
 from input_pipeline.errors import UserError
 from input_pipeline.sets import coco, names, openimages, refcoco, segmentation, selection, tfds, voc
 from input_pipeline.sets.annotated import Annotated
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 
-# name -> reader (root, tally, split), the split that is read by default, the table of its names
+# name -> reader (root, bad_records, split), the split that is read by default, the table of its names
 BOXES: dict[str, tuple[Callable[..., Any], str, str]] = {
-    "pvoc": (lambda root, tally, split: voc.detection(root, tally, "2007", split), "test", "voc"),
+    "pvoc": (lambda root, bad_records, split: voc.detection(root, bad_records, "2007", split), "test", "voc"),
     "coco": (coco.instances, "val2017", "coco"),
     "lvis": (coco.lvis, "val", ""),
     **{
-        which: (lambda root, tally, split, which=which: refcoco.expressions(root, tally, which, split), default, "")
+        which: (
+            lambda root, bad_records, split, which=which: refcoco.expressions(root, bad_records, which, split),
+            default,
+            "",
+        )
         for which, default in (("refcoco", "testA"), ("refcoco+", "testA"), ("refcocog", "test"))
     },
 }
@@ -28,7 +32,9 @@ LABELS: dict[str, tuple[Callable[..., Any], str, str]] = {
     "voc": (segmentation.voc, "val", "voc"),
     "context": (segmentation.context, "val", "context"),
     "context60": (
-        lambda root, tally, split: segmentation.context(root, tally, split, background=True), "val", "context",
+        lambda root, bad_records, split: segmentation.context(root, bad_records, split, background=True),
+        "val",
+        "context",
     ),
     "ade20k": (segmentation.ade20k, "validation", "ade20k"),
     "coco_object": (segmentation.coco_object, "val2017", "coco"),
@@ -56,7 +62,7 @@ def kind(spec: str) -> str:
     )
 
 
-def load(spec: str, data_dir: str | pathlib.Path, tally: Tally, by: str = "") -> Any:
+def load(spec: str, data_dir: str | pathlib.Path, bad_records: BadRecordLog, by: str = "") -> Any:
     """The set that a spec names: `Annotated`, `LabelMaps` or `PointLabels`.
 
     Args:
@@ -69,20 +75,20 @@ def load(spec: str, data_dir: str | pathlib.Path, tally: Tally, by: str = "") ->
     found = kind(spec)
     name, _, rest = spec.partition(":")
     if name == "coco" and rest.endswith(".json"):
-        return coco.own(rest, tally, data_dir)
+        return coco.own(rest, bad_records, data_dir)
     if name == "tfds":
         which, _, split = rest.partition(":")
-        return tfds.detection(which, str(data_dir), tally, split)
+        return tfds.detection(which, str(data_dir), bad_records, split)
     if not str(data_dir):
         raise UserError(f"data set {spec!r}: config.data_dir is empty; give its folder, --config.data_dir=FOLDER")
     if name in refcoco.SETS and by:
-        return refcoco.expressions(data_dir, tally, name, rest or BOXES[name][1], by)
+        return refcoco.expressions(data_dir, bad_records, name, rest or BOXES[name][1], by)
     reader, split, _ = {"boxes": BOXES, "labels": LABELS, "points": POINTS}[found][name]
-    return reader(data_dir, tally, rest or split)
+    return reader(data_dir, bad_records, rest or split)
 
 
 def queries(
-    spec: str, data_dir: str | pathlib.Path, options: Any, tally: Tally, known: Any = (), by: str = ""
+    spec: str, data_dir: str | pathlib.Path, options: Any, bad_records: BadRecordLog, known: Any = (), by: str = ""
 ) -> Annotated:
     """A set of boxes after the selection rules.
 
@@ -98,7 +104,7 @@ def queries(
     readable = (
         dict(zip(*(names.table(table).column(c) for c in ("published", "readable")), strict=True)) if table else {}
     )
-    return selection.select(load(spec, data_dir, tally, by), selection.rules(options).steps(readable, known))
+    return selection.select(load(spec, data_dir, bad_records, by), selection.rules(options).steps(readable, known))
 
 
 def phrases(spec: str, naming: str) -> tuple[list[list[str]], list[str]]:

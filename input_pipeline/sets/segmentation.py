@@ -9,7 +9,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.sets import coco, names
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.sets.label_maps import BACKGROUND, IGNORE, LabelMaps, lookup
 from input_pipeline.sets.layout import find, listed
 from input_pipeline.sets.masks import decode
@@ -19,7 +19,7 @@ def _classes(table: str) -> list[str]:
     return names.table(table).column("readable")
 
 
-def voc(root: str | pathlib.Path, tally: Tally, split: str = "val") -> LabelMaps:
+def voc(root: str | pathlib.Path, bad_records: BadRecordLog, split: str = "val") -> LabelMaps:
     """VOC 2012: JPEGImages/, SegmentationClass/*.png (palette; 0 background, 255 void), ImageSets/Segmentation/."""
     name, lists = f"VOC2012 segmentation {split}", f"ImageSets/Segmentation/{split}.txt"
     path = find(root, name, *(f"{above}{lists}" for above in ("VOC2012/", "VOCdevkit/VOC2012/", "")))
@@ -28,7 +28,9 @@ def voc(root: str | pathlib.Path, tally: Tally, split: str = "val") -> LabelMaps
     return LabelMaps(name, pairs, _classes("voc"), lookup(range(1, 21), BACKGROUND))
 
 
-def context(root: str | pathlib.Path, tally: Tally, split: str = "val", background: bool = False) -> LabelMaps:
+def context(
+    root: str | pathlib.Path, bad_records: BadRecordLog, split: str = "val", background: bool = False
+) -> LabelMaps:
     """Pascal Context: 59 classes; with background (its other labels) 60.
 
     Reads SegmentationClassContext/*.png (0 background, 1 to 59; mmsegmentation's form) with
@@ -89,7 +91,7 @@ def _read_mat(path: pathlib.Path) -> np.ndarray:
         raise UserError(f"labels {path}: no intact .mat with a LabelMap ({error})", "unreadable image") from error
 
 
-def ade20k(root: str | pathlib.Path, tally: Tally, split: str = "validation") -> LabelMaps:
+def ade20k(root: str | pathlib.Path, bad_records: BadRecordLog, split: str = "validation") -> LabelMaps:
     """ADE20K's 150 classes: ADEChallengeData2016/images/SPLIT/*.jpg, annotations/SPLIT/*.png (0 is left out)."""
     name = f"ADE20K-150 {split}"
     images = find(root, name, f"ADEChallengeData2016/images/{split}", f"images/{split}", f"ade/images/{split}")
@@ -98,7 +100,7 @@ def ade20k(root: str | pathlib.Path, tally: Tally, split: str = "validation") ->
     return LabelMaps(name, pairs, _classes("ade20k"), lookup(range(1, 151), IGNORE), False)
 
 
-def cityscapes(root: str | pathlib.Path, tally: Tally, split: str = "val") -> LabelMaps:
+def cityscapes(root: str | pathlib.Path, bad_records: BadRecordLog, split: str = "val") -> LabelMaps:
     """Cityscapes' 19 classes: leftImg8bit/SPLIT/CITY/*, gtFine/SPLIT/CITY/*_labelIds.png or *_labelTrainIds.png."""
     name = f"Cityscapes {split}"
     images = find(root, name, f"leftImg8bit/{split}", f"cityscapes/leftImg8bit/{split}")
@@ -111,7 +113,7 @@ def cityscapes(root: str | pathlib.Path, tally: Tally, split: str = "val") -> La
     return LabelMaps(name, pairs, _classes("cityscapes"), table, False)
 
 
-def coco_stuff(root: str | pathlib.Path, tally: Tally, split: str = "val2017") -> LabelMaps:
+def coco_stuff(root: str | pathlib.Path, bad_records: BadRecordLog, split: str = "val2017") -> LabelMaps:
     """COCO-Stuff's 171 classes: SPLIT/*.jpg, and its stuffthingmaps, as published or as *_labelTrainIds.png."""
     name = f"COCO-Stuff {split}"
     labels = find(root, name, *(f"{above}/{split}" for above in
@@ -125,7 +127,7 @@ def coco_stuff(root: str | pathlib.Path, tally: Tally, split: str = "val2017") -
     return LabelMaps(name, pairs, _classes("coco_stuff"), lookup(ids), False)
 
 
-def coco_object(root: str | pathlib.Path, tally: Tally, split: str = "val2017") -> LabelMaps:
+def coco_object(root: str | pathlib.Path, bad_records: BadRecordLog, split: str = "val2017") -> LabelMaps:
     """COCO-Object: the masks of COCO's 80 classes, small ones over large ones; all else is background.
 
     Reads annotations/SPLIT/*_instanceTrainIds.png (0 background, 1 to 80) where they are, else the masks of
@@ -137,7 +139,7 @@ def coco_object(root: str | pathlib.Path, tally: Tally, split: str = "val2017") 
         images = find(root, name, split, f"images/{split}")
         pairs: list[Any] = [(images / f"{p.stem.removesuffix('_instanceTrainIds')}.jpg", p) for p in ready]
         return LabelMaps(name, pairs, _classes("coco"), lookup(range(1, 81), BACKGROUND))
-    source = coco.instances(root, tally, split, with_masks=True)
+    source = coco.instances(root, bad_records, split, with_masks=True)
     return LabelMaps(
         name, [(entry["path"], _Painted(entry)) for entry in source.entries], _classes("coco"),
         lookup(range(1, 81), BACKGROUND), read=_Painted.paint,

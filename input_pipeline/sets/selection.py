@@ -19,13 +19,13 @@ from input_pipeline.sets.annotated import Annotated, keep
 
 
 @dataclasses.dataclass(frozen=True)
-class AtMost(grain.transforms.Filter):
+class MaxAnnotations(grain.transforms.Filter):
     """Images with at most so many annotations, of any kind."""
 
-    most: int
+    max_annotations: int
 
     def filter(self, record: dict[str, Any]) -> bool:
-        return len(record["names"]) <= self.most
+        return len(record["names"]) <= self.max_annotations
 
 
 class WithObjects(grain.transforms.Filter):
@@ -70,7 +70,7 @@ class Renamed(grain.transforms.Map):
     others: Mapping[str, str]
 
     def map(self, record: dict[str, Any]) -> dict[str, Any]:
-        return record | {"said": [self.others.get(said, said) for said in record["said"]]}
+        return record | {"query_text": [self.others.get(said, said) for said in record["query_text"]]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +81,11 @@ class Synonyms(grain.transforms.Map):
 
     def map(self, record: dict[str, Any]) -> dict[str, Any]:
         said = []
-        for name, key in zip(record["said"], record["ids"], strict=True):
+        for name, key in zip(record["query_text"], record["ids"], strict=True):
             options = (name, *lvis.synonyms().get(name, ()))
             number = key if isinstance(key, int) else sum(map(ord, str(key)))
             said.append(options[int(np.random.default_rng([self.seed, number]).integers(len(options)))])
-        return record | {"said": said}
+        return record | {"query_text": said}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Known(grain.transforms.Map):
     names: Collection[str]
 
     def map(self, record: dict[str, Any]) -> dict[str, Any]:
-        return keep(record, [said in self.names for said in record["said"]])
+        return keep(record, [said in self.names for said in record["query_text"]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +103,13 @@ class Rules:
     """What is asked for. The defaults are the paper's.
 
     Attributes:
-      most: images with at most so many annotations; 0 takes all. difficult, crowd: whether such objects stay.
+      max_annotations: images with at most so many annotations; 0 takes all.
+      difficult, crowd: whether such objects stay.
       one_per_class: ask once for each class of an image, for its largest object. synonyms: ask by an LVIS synonym.
       names: `published` spells a class as its set does, `readable` as the table of `input_pipeline/names`.
     """
 
-    most: int = 3
+    max_annotations: int = 3
     difficult: bool = True
     crowd: bool = True
     one_per_class: bool = False
@@ -123,7 +124,7 @@ class Rules:
         """
         if self.names not in ("published", "readable"):
             raise UserError(f"config.eval.select.names {self.names!r}: expected published or readable")
-        out: list[Any] = [AtMost(self.most)] if self.most else []
+        out: list[Any] = [MaxAnnotations(self.max_annotations)] if self.max_annotations else []
         out += [] if self.difficult else [DropDifficult()]
         out += [] if self.crowd else [DropCrowd()]
         out += [OnePerClass()] if self.one_per_class else []

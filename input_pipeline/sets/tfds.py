@@ -9,10 +9,10 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.sets.annotated import Annotated, entry, not_empty
-from input_pipeline.sets.bad_records import Tally, good_box
+from input_pipeline.sets.bad_records import BadRecordLog, good_box
 
 
-def detection(spec: str, data_dir: str, tally: Tally, split: str = "") -> Annotated:
+def detection(spec: str, data_dir: str, bad_records: BadRecordLog, split: str = "") -> Annotated:
     """A set whose records have `image` and `objects` with `bbox` and `label` (voc, coco, lvis, open_images_v4, ...).
 
     Args:
@@ -52,18 +52,18 @@ def detection(spec: str, data_dir: str, tally: Tally, split: str = "") -> Annota
     entries = []
     for index in range(len(light)):
         at = f"tfds:{spec}, record {index}"
-        with tally.guard(at):
-            entries.append(_entry(light[index], index, label, at, tally))
+        with bad_records.guard(at):
+            entries.append(_entry(light[index], index, label, at, bad_records))
     return Tfds(f"tfds:{spec} {chosen}", not_empty(f"tfds:{spec}", entries, data_dir), source=source)
 
 
-def _entry(record: Any, index: int, label: Any, at: str, tally: Tally) -> dict[str, Any]:
+def _entry(record: Any, index: int, label: Any, at: str, bad_records: BadRecordLog) -> dict[str, Any]:
     objects = record["objects"]
     count = len(objects["bbox"])
     labels = objects["label"] if "label" in objects else objects["category"]
     boxes, names, ids, crowd, difficult = [], [], [], [], []
     for k in range(count):
-        with tally.guard(f"{at}, object {k}"):
+        with bad_records.guard(f"{at}, object {k}"):
             y1, x1, y2, x2 = (float(v) for v in objects["bbox"][k])  # from 0 to 1
             boxes.append(good_box([x1, y1, x2, y2], 1, 1, f"{at}, object {k}"))
             names.append(label.int2str(int(labels[k])))

@@ -7,11 +7,13 @@ from xml.etree import ElementTree
 
 from input_pipeline.errors import UserError
 from input_pipeline.sets.annotated import Annotated, entry, not_empty
-from input_pipeline.sets.bad_records import Tally, good_box
+from input_pipeline.sets.bad_records import BadRecordLog, good_box
 from input_pipeline.sets.layout import find, listed
 
 
-def detection(root: str | pathlib.Path, tally: Tally, year: str = "2007", split: str = "test") -> Annotated:
+def detection(
+    root: str | pathlib.Path, bad_records: BadRecordLog, year: str = "2007", split: str = "test"
+) -> Annotated:
     """VOC's detection task.
 
     Args:
@@ -26,12 +28,12 @@ def detection(root: str | pathlib.Path, tally: Tally, year: str = "2007", split:
     top = path.parent.parent.parent
     entries = []
     for image_id in listed(path):
-        with tally.guard(f"Annotations/{image_id}.xml"):
-            entries.append(_read(top, image_id, tally))
+        with bad_records.guard(f"Annotations/{image_id}.xml"):
+            entries.append(_read(top, image_id, bad_records))
     return Annotated(name, not_empty(name, entries, top))
 
 
-def _read(top: pathlib.Path, image_id: str, tally: Tally) -> dict:
+def _read(top: pathlib.Path, image_id: str, bad_records: BadRecordLog) -> dict:
     path = top / "Annotations" / f"{image_id}.xml"
     try:
         tree = ElementTree.parse(path).getroot()
@@ -43,7 +45,7 @@ def _read(top: pathlib.Path, image_id: str, tally: Tally) -> dict:
     boxes, names, ids, difficult = [], [], [], []
     for k, thing in enumerate(tree.findall("object")):
         where = f"{path.name}, object {k + 1}"
-        with tally.guard(where):
+        with bad_records.guard(where):
             sides = [float(thing.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
             # VOC counts pixels from 1, both ends inclusive.
             box = good_box([sides[0] - 1, sides[1] - 1, sides[2], sides[3]], width, height, where)

@@ -170,11 +170,11 @@ class CaptionTexts(grain.transforms.RandomMap):
 class LookQuestions(grain.transforms.Map):
     """A scene's record -> its questions of looks with their answers, for scoring: `The colour of the cat is` -> ` red`.
 
-    Returns ids int32[most * 4, T] (left-padded), answer int32[most * 4] and slot int32[most * 4] (-1 pads).
+    Returns ids int32[max_objects * 4, T] (left-padded), answer and slot int32[max_objects * 4] (-1 pads).
     """
 
     tokenizer: Any
-    most: int
+    max_objects: int
     length: int = 12
     image: str = "<image>"
 
@@ -188,7 +188,7 @@ class LookQuestions(grain.transforms.Map):
                 ids.append([self.tokenizer.pad_token_id] * (length - len(prompt)) + prompt)
                 answers.append(answer)
                 slots.append(i)
-        rows = self.most * len(looks.SLOTS)
+        rows = self.max_objects * len(looks.SLOTS)
         out = {
             "ids": pad_rows(np.array(ids, np.int32), rows, self.tokenizer.pad_token_id),
             "answer": pad_rows(np.array(answers, np.int32), rows),

@@ -10,18 +10,18 @@ class Frame:
     """What a VLM wants around prompt and answer, as text; the default is Flamingo's.
 
     Attributes:
-      front: before the prompt, the image's places among it. between: behind the prompt. tail: behind the answer.
-      apart: prompt and answer are two texts (an encoder-decoder language model) instead of one.
+      prefix: before the prompt, the image's places among it. separator: behind the prompt. suffix: behind the answer.
+      encoder_decoder: prompt and answer are two texts, the encoder's and the decoder's, instead of one.
     """
 
-    front: str = "<image>"
-    between: str = ""
-    tail: str = ".<|endofchunk|>"
-    apart: bool = False
+    prefix: str = "<image>"
+    separator: str = ""
+    suffix: str = ".<|endofchunk|>"
+    encoder_decoder: bool = False
 
     def prompt(self, text: str) -> str:
         """What the model goes on from."""
-        return self.front + text + self.between
+        return self.prefix + text + self.separator
 
 
 def article(name: str) -> str:
@@ -34,7 +34,7 @@ def question(name: str) -> str:
     return f"In the image is {article(name)} {name} located at"
 
 
-def split(name: str, box_text: str, curriculum: bool = False) -> tuple[str, str]:
+def prompt_and_target(name: str, box_text: str, curriculum: bool = False) -> tuple[str, str]:
     """Prompt and target of one training text.
 
     In the curriculum phase the target starts right after `In the image is a`, so the name is predicted too. (`an` stays

@@ -10,7 +10,7 @@ import numpy as np
 
 from input_pipeline.cache import Cache
 from input_pipeline.text.box_codec import BoxCodec
-from input_pipeline.text.prompts import Frame, split
+from input_pipeline.text.prompts import Frame
 
 KEPT = 50_000  # encoded texts: every prompt, and all 18,496 boxes
 
@@ -44,20 +44,20 @@ class BoxQuestions(grain.transforms.RandomMap):
         return self._known.get(text, lambda: self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        asked = rng.permutation(len(record["said"]))[: self.questions]
+        asked = rng.permutation(len(record["query_text"]))[: self.questions]
         pad, frame = self.tokenizer.pad_token_id, self.frame
-        room = self.length + max(0, len(self._encode(frame.front)) - 1)
+        room = self.length + max(0, len(self._encode(frame.prefix)) - 1)
         out = {"ids": np.full((self.questions, room), pad, np.int32)}
-        if frame.apart:
+        if frame.encoder_decoder:
             out["labels"] = np.full((self.questions, self.length), pad, np.int32)
-        written = out["labels" if frame.apart else "ids"]
+        written = out["labels" if frame.encoder_decoder else "ids"]
         out["target"] = np.zeros(written.shape, np.float32)
         for row, i in enumerate(asked):
-            prompt, answer = split(
-                record["said"][i], self.codec.encode(record["cells"][i]), record.get("curriculum", False)
+            prompt, answer = prompt_and_target(
+                record["query_text"][i], self.codec.encode(record["cells"][i]), record.get("curriculum", False)
             )
-            read, answer = self._encode(frame.prompt(prompt)), self._encode(answer + frame.tail)
-            before = [] if frame.apart else read
+            read, answer = self._encode(frame.prompt(prompt)), self._encode(answer + frame.suffix)
+            before = [] if frame.encoder_decoder else read
             if len(read) > room or len(before) + len(answer) > written.shape[1]:
                 raise ValueError(
                     f"text of {record['said'][i]!r} has over {self.length} tokens; raise config.text_length"

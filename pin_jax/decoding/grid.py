@@ -30,7 +30,7 @@ def most_likely(log_w: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     return best, pick.clip(0, m - 1)
 
 
-def spread(log_w: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+def resample(log_w: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     """Picks n of m weighted things that stand for all of them.
 
     Fearnhead and Clifford's optimal resampling (2003): weights above some c are kept as they are; each stretch of total
@@ -202,7 +202,7 @@ def answer(
     """
     ask = functools.partial(search, vlm, params, vision, ids, mask, inserts, automaton)
     if decoder == "expected_iou":
-        found, log_p = ask(beams, KEPT * beams, spread)
+        found, log_p = ask(beams, KEPT * beams, resample)
         return best_expected(automaton.spans, automaton.boxes[found], log_p)
     found, log_p = ask(beams)
     return automaton.boxes[found[:, 0]], jnp.exp(log_p[:, 0])

@@ -2,7 +2,7 @@
 
 `<image>prompt answer<|endofchunk|> ... <image>question`: a row of text then has k + 1 images, and each token attends to
 the most recent one before it. The answer may be a box (the `k context` rows of PIN's table) or a caption (few-shot
-captioning); `evaluate.ask` takes a `Context` for either.
+captioning); `evaluate.ask` takes a `InContext` for either.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def box_examples(records: Sequence[dict], codec: BoxCodec) -> list[Example]:
     return [
         Example(i, prompts.question(name), codec.encode(cells))
         for i, record in enumerate(records)
-        for name, cells in zip(record["said"], record["cells"], strict=True)
+        for name, cells in zip(record["query_text"], record["cells"], strict=True)
     ]
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class InContext:
     """Draws k examples for each question, of k different images; the same ones for the same (seed, question).
 
     Attributes:
@@ -74,7 +74,7 @@ class Context:
 
     def text(self, question: int) -> str:
         """What stands in front of a question's own text."""
-        return "".join(self.frame.prompt(shot.prompt) + shot.answer + self.frame.tail for shot in self.draw(question))
+        return "".join(self.frame.prompt(shot.prompt) + shot.answer + self.frame.suffix for shot in self.draw(question))
 
     def media(self, questions: Sequence[int], vision: np.ndarray) -> np.ndarray:
         """Vision tokens float[R, N, D] of the questions' own images -> float[R, k + 1, N, D], the examples' first."""

@@ -22,7 +22,7 @@ AttentionFn = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class AttentionContext:
     """What an attention function may want to know of the block it runs in.
 
     Attributes:
@@ -47,7 +47,7 @@ class SecondStream:
     Given to a `ViT` as its attention_fn; x runs on plain attention, and the ViT returns (z, x).
 
     Attributes:
-      attend: called as attend(q, k, v, context=Context); float[B, N, H, d] each, and so its result.
+      attend: called as attend(q, k, v, context=AttentionContext); float[B, N, H, d] each, and so its result.
       blocks: how many of the last blocks carry z; 0 makes z the original stream.
       residual: z is added to the attention's output; without, the attention's output is all that z is.
       mlp: the block's MLP follows.
@@ -173,7 +173,7 @@ class ViTBlock(nn.Module):
         q, k, v = rearrange(dense(3 * config.width, name="qkv")(y), "b n (t h d) -> t b n h d", t=3, h=config.heads)
         out, norm_2 = dense(config.width, name="out"), norm(name="norm_2")
         fc1, fc2 = dense(config.mlp, name="fc1"), dense(config.width, name="fc2")
-        context = Context(y, grid, first)
+        context = AttentionContext(y, grid, first)
 
         def attended(attention_fn: AttentionFn) -> jax.Array:
             return out(rearrange(attention_fn(q, k, v, context=context), "b n h d -> b n (h d)"))
@@ -209,7 +209,7 @@ class ViT(nn.Module):
 
         Args:
           pixels: float[B, H, W, 3]; H and W multiples of the patch. Positions are resized to fit.
-          attention_fn: called as attention_fn(q, k, v, context=Context), float[B, N, H, d] each; or a
+          attention_fn: called as attention_fn(q, k, v, context=AttentionContext), float[B, N, H, d] each; or a
             `SecondStream`; the config's by default.
           keep: int[K], the patches (row by row) that are processed at all, for cheaper training; all by default.
           extra_tokens: float[P, D] or float[B, P, D], put after the class token and the first norm (VPT on phi_V).

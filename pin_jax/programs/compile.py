@@ -23,7 +23,7 @@ from pin_jax.decoding import search as decode
 from pin_jax.runtime import flops, reporting, sharding, topology
 from pin_jax.vlm import VLM, skeleton
 from pin_jax.weights import registry
-from pin_jax.weights.parameters import count
+from pin_jax.weights.parameters import count_parameters
 
 EFFICIENCY = 0.5  # of the peak, that large matrix products reach within a whole step
 
@@ -58,7 +58,7 @@ def _placed(tree: Any, places: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
 
 
-def _whole(tree: Any, mesh: Mesh) -> Any:
+def _replicated(tree: Any, mesh: Mesh) -> Any:
     where = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
@@ -72,7 +72,7 @@ def _vlm(config: ConfigDict, mesh: Mesh | None, remat: str) -> tuple[VLM, Any, A
     model, dtypes, frame = registry.architecture(config.vlm, config.dtype, remat)
     size = model.config.vision.image_size
     vlm = VLM(model, None, None, BoxCodec(size), (0.5,) * 3, (0.5,) * 3, "", frame=frame, mesh=mesh)
-    front = len(re.findall(r"<[^<>]+>", frame.front))  # special tokens alone
+    front = len(re.findall(r"<[^<>]+>", frame.prefix))  # special tokens alone
     return vlm, skeleton(model, dtypes), front
 
 
@@ -105,7 +105,7 @@ def _report(
     }
     return {
         "devices": mesh.size,
-        "params": count(shapes),
+        "params": count_parameters(shapes),
         "global_batch": rows,
         "hbm_per_device_bytes": int(hbm),
         "fits": fits,
@@ -139,13 +139,13 @@ def train_step(config: ConfigDict, mesh: Mesh, chip: topology.Chip) -> dict[str,
     vlm, shapes, step, state, batch = build(mesh, config.remat)
     frozen = _placed(shapes, sharding.shardings(shapes, mesh, sharding.rules(config.rules)))
     placed = {k: _rows(mesh, v.shape, v.dtype) for k, v in batch.items()}
-    executed = flops.count(step, state, shapes, batch)
+    executed = flops.count_flops(step, state, shapes, batch)
     model_flops = executed
     if config.remat != "none":
         _, _, plain, _, _ = build(mesh, "none")
-        model_flops = flops.count(plain, state, shapes, batch)
+        model_flops = flops.count_flops(plain, state, shapes, batch)
     with sharding.on(mesh):
-        lowered = step.lower(_whole(state, mesh), frozen, placed)
+        lowered = step.lower(_replicated(state, mesh), frozen, placed)
     passes = 2 + (config.remat != "none")  # forward, again if recomputed, backward
     return _report(config, mesh, chip, shapes, config.batch_size, lowered, begin, model_flops, executed, passes)
 
@@ -166,9 +166,11 @@ def decode_step(config: ConfigDict, mesh: Mesh, chip: topology.Chip) -> dict[str
     beams = {"beams": config.eval.beams} if config.eval.decoder == "beam" else {}
     search = decode.beam if beams else decode.greedy
     extra = {"steps": config.eval.new_tokens, "suppress": vlm.suppressed} | beams
-    inputs = (vlm.model, frozen, vision, ids, mask, _whole(inserts, mesh))
+    inputs = (vlm.model, frozen, vision, ids, mask, _replicated(inserts, mesh))
     with sharding.on(mesh):
         lowered = search.lower(*inputs, **extra)
-    executed = flops.count(lambda *args: search(vlm.model, *args, **extra), *inputs[1:], trips=config.eval.new_tokens)
+    executed = flops.count_flops(
+        lambda *args: search(vlm.model, *args, **extra), *inputs[1:], trips=config.eval.new_tokens
+    )
     passes = 1 + config.eval.new_tokens
     return _report(config, mesh, chip, shapes, rows, lowered, begin, executed, executed, passes)

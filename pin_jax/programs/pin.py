@@ -118,7 +118,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
     figures.predictions(
         workdir / "predictions.png",
         [records[i]["image"] for i in shown],
-        [", ".join(records[i]["said"]) for i in shown],
+        [", ".join(records[i]["query_text"]) for i in shown],
         [[asked[k].name for k in ks] for ks in of],
         [[answers[k].box for k in ks] for ks in of],
         [[asked[k].box for k in ks] for ks in of],

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from input_pipeline.pasted import backgrounds, cutouts, packing
 from input_pipeline.pasted.packed import INDEX
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 from pin_jax.runtime import reporting
 
 
@@ -24,28 +24,35 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if not config.cutouts and not config.backgrounds:
         raise UserError("config.cutouts and config.backgrounds are empty; give one: --config.backgrounds=folder:bg20k")
     reporting.make_workdir(workdir)
-    tally = Tally(config.on_bad_record, reporting.say)
+    bad_records = BadRecordLog(config.on_bad_record, reporting.say)
     done: dict[str, Any] = {}
     if config.backgrounds:
         side = config.background_side or config.side
         done["backgrounds"] = _pack(
-            packing.pack_backgrounds, config.backgrounds, workdir / "backgrounds", side, tally, config.threads,
+            packing.pack_backgrounds, config.backgrounds, workdir / "backgrounds", side, bad_records, config.threads,
             lambda: len(backgrounds.load(config.backgrounds)),
         )  # fmt: skip
     if config.cutouts:
         done["cutouts"] = _pack(
-            packing.pack_cutouts, config.cutouts, workdir / "cutouts", config.side, tally, config.threads,
+            packing.pack_cutouts, config.cutouts, workdir / "cutouts", config.side, bad_records, config.threads,
             lambda: len(cutouts.load(config.cutouts, "all", config.exclude)), exclude=tuple(config.exclude),
         )  # fmt: skip
     for kind, count in done.items():
         reporting.say(f"{count:,} {kind}: --config.scenes.{kind}=packed:{workdir / kind}")
-    if tally.counts:
-        reporting.say(f"left out: {tally.report()}")
-    reporting.write_json(workdir / "prepared.json", {**done, "bad_records": tally.summary()})
+    if bad_records.counts:
+        reporting.say(f"left out: {bad_records.report()}")
+    reporting.write_json(workdir / "prepared.json", {**done, "bad_records": bad_records.summary()})
 
 
 def _pack(
-    pack: Any, spec: str, folder: pathlib.Path, side: int, tally: Tally, threads: int, count: Any, **options: Any
+    pack: Any,
+    spec: str,
+    folder: pathlib.Path,
+    side: int,
+    bad_records: BadRecordLog,
+    threads: int,
+    count: Any,
+    **options: Any,
 ) -> int:
     if folder.exists():
         try:
@@ -60,4 +67,4 @@ def _pack(
             )
         return index["count"]
     with reporting.progress(f"packing {spec}", count(), "picture") as advance:
-        return pack(spec, folder, side, tally, threads=threads, progress=advance, **options)
+        return pack(spec, folder, side, bad_records, threads=threads, progress=advance, **options)

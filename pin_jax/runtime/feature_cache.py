@@ -72,12 +72,14 @@ def build(
     Raises:
       UserError: the disk is full; a file that cannot be read.
     """
-    from pin_jax.runtime.sharding import everywhere  # not above: workers that prepare data import this module, not JAX
+    from pin_jax.runtime.sharding import (
+        on_every_process,  # not above: workers that prepare data import this module, not JAX
+    )
 
     kind, key = ("images", "image") if encode is None else ("features", "vision")
     made_of = f"{scenes!r}" if encode is None else f"{identity} {scenes!r}"  # any VLM has the same pictures
     path = folder / f"{kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.npy"
-    if everywhere(path.exists()):
+    if on_every_process(path.exists()):
         try:
             return FeatureBank(scenes, path, key)
         except (OSError, ValueError, EOFError) as error:

@@ -13,7 +13,7 @@ import jax
 from jax.extend import core
 
 
-def count(function: Callable, *args: Any, trips: int = 1, **kwargs: Any) -> int:
+def count_flops(function: Callable, *args: Any, trips: int = 1, **kwargs: Any) -> int:
     """Operations of the matrix products and convolutions of one call; a multiply and an add are two.
 
     Args:

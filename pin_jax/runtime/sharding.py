@@ -1,8 +1,8 @@
-"""Where arrays stand on a mesh: a batch by its rows, frozen weights by rules, the insert whole on every device.
+"""Where arrays stand on a mesh: a batch by its rows, frozen weights by rules, the insert replicated on every device.
 
 Axes of the mesh: `data` and `fsdp` split the rows, `fsdp` splits the frozen weights too and gathers each layer when it
 runs, `tensor` splits the layers themselves. A rule is a regular expression, found in a parameter's path, and the mesh
-axes of its last dimensions; the first that matches decides, and what no rule names stands whole on every device.
+axes of its last dimensions; the first that matches decides, and what no rule names stands replicated on every device.
 """
 
 from __future__ import annotations
@@ -123,22 +123,22 @@ def bytes_per_device(skeleton: Any, places: Any) -> int:
     )
 
 
-def place(tree: Any, places: Any) -> Any:
+def put(tree: Any, places: Any) -> Any:
     """A tree, the same on every process, as global arrays; what already stands in its place is left there."""
 
-    def put(x: Any, where: NamedSharding) -> jax.Array:
+    def put_leaf(x: Any, where: NamedSharding) -> jax.Array:
         if isinstance(x, jax.Array) and x.sharding == where:
             return x
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
-    return jax.tree.map(put, tree, places)
+    return jax.tree.map(put_leaf, tree, places)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A host-local tree, the same on every process, as global arrays that stand on every device."""
     where = NamedSharding(mesh, PartitionSpec())
-    return place(tree, jax.tree.map(lambda _: where, tree))
+    return put(tree, jax.tree.map(lambda _: where, tree))
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
@@ -146,7 +146,7 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
-def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def from_local_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's records, its part of a global batch by `process_part`, as global arrays."""
     _, count = process_part(mesh)
     return {
@@ -177,24 +177,24 @@ def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def spread(array: np.ndarray, mesh: Mesh | None) -> jax.Array | np.ndarray:
-    """A host array, the same on every process, by rows where the mesh divides them, else whole on every device."""
+def shard_rows(array: np.ndarray, mesh: Mesh | None) -> jax.Array | np.ndarray:
+    """A host array, the same on every process, by rows where the mesh divides them, else replicated on every device."""
     if mesh is None:
         return array
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     where = NamedSharding(mesh, PartitionSpec()) if len(array) % ways else by_rows(mesh)
-    return place(array, where)
+    return put(array, where)
 
 
 def fetch(array: jax.Array) -> np.ndarray:
     """A global array as a host array, on every process."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
-        whole = NamedSharding(array.sharding.mesh, PartitionSpec())
-        array = jax.jit(lambda x: x, out_shardings=whole)(array)
+        replicated = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(lambda x: x, out_shardings=replicated)(array)
     return np.asarray(array)
 
 
-def everywhere(here: bool) -> bool:
+def on_every_process(here: bool) -> bool:
     """Whether something holds on every process; all of them must ask."""
     if jax.process_count() == 1:
         return here

@@ -31,7 +31,7 @@ def adamw(lr: float, steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.02))
 
 
-def fit(
+def train_stage(
     title: str,
     workdir: pathlib.Path,
     params: Any,

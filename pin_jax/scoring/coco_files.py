@@ -40,7 +40,7 @@ def write(
         path = pathlib.Path(record.get("path", f"scene_{record['image_id']}"))
         images.append({"id": record["image_id"], "width": size[0], "height": size[1], "file_name": path.name})
         crowd, ids = record.get("crowd", [False] * count), record.get("ids", range(count))
-        for k, (name, said, box) in enumerate(zip(record["names"], record["said"], record["boxes"], strict=True)):
+        for k, (name, said, box) in enumerate(zip(record["names"], record["query_text"], record["boxes"], strict=True)):
             n = next(number)
             category = record["category_ids"][k] if "category_ids" in record else numbered[name]  # the set's own
             categories[category] = name
@@ -54,7 +54,7 @@ def write(
             row = {"text": answer.text, "parsed": bool(answer.parsed)}
             found.append(
                 {"image_id": record["image_id"], "category_id": category, "bbox": _xywh(placed),
-                 "score": answer.score, "said": said, **row}
+                 "score": answer.score, "query_text": said, **row}
             )  # fmt: skip
             if "sentences" in record:
                 sentences.append(

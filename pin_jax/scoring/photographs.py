@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from input_pipeline.loader import records as loaded
 from input_pipeline.sets import registry
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.transforms import Squash
 from pin_jax.runtime import reporting
 
@@ -35,17 +35,24 @@ class Photographs(list):
     """Records of photographs, squashed to a square, in the order of the set.
 
     Attributes:
-      name: of the set. counts: what the selection rules kept. tally: what was wrong with others.
+      name: of the set. counts: what the selection rules kept. bad_records: what was wrong with others.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]], name: str, counts: list, tally: Tally):
+    def __init__(self, records: Sequence[dict[str, Any]], name: str, counts: list, bad_records: BadRecordLog):
         super().__init__(records)
-        self.name, self.counts, self.tally = name, counts, tally
+        self.name, self.counts, self.bad_records = name, counts, bad_records
 
     def about(self) -> dict[str, Any]:
         """For results.json."""
         rows = [{"rule": rule, "images": images, "objects": objects} for rule, images, objects in self.counts]
-        return {"data": {"set": self.name, "images": len(self), "selection": rows, "bad_records": self.tally.summary()}}
+        return {
+            "data": {
+                "set": self.name,
+                "images": len(self),
+                "selection": rows,
+                "bad_records": self.bad_records.summary(),
+            }
+        }
 
 
 def read(config: ConfigDict, image_size: int, known: Sequence[str]) -> Photographs:
@@ -57,9 +64,9 @@ def read(config: ConfigDict, image_size: int, known: Sequence[str]) -> Photograp
     Raises:
       UserError: no such set, or nothing of it can be asked for; a bad record, with config.on_bad_record=refuse.
     """
-    tally = Tally(config.on_bad_record, reporting.say)
+    bad_records = BadRecordLog(config.on_bad_record, reporting.say)
     options = config.eval
-    source = registry.queries(options.source, config.data_dir, options.select, tally, known, options.split_by)
+    source = registry.queries(options.source, config.data_dir, options.select, bad_records, known, options.split_by)
     if options.images:
         source.entries = source.entries[: options.images]
         source.counts.append((f"the first {options.images}", len(source), source.objects()))
@@ -68,10 +75,10 @@ def read(config: ConfigDict, image_size: int, known: Sequence[str]) -> Photograp
     found = []
     with reporting.progress(f"reading {source.name}", len(source), "image") as advance:
         squash = Squash(image_size)
-        for record in loaded(source, [squash], tally, threads=config.threads, progress=advance):
+        for record in loaded(source, [squash], bad_records, threads=config.threads, progress=advance):
             found.append(record)
     if not found:
-        raise UserError(f"{source.name}: none of its {len(source)} images can be read ({tally.report()})")
-    if tally.counts:
-        reporting.say(f"{source.name}: left out {tally.report()}")
-    return Photographs(found, source.name, source.counts, tally)
+        raise UserError(f"{source.name}: none of its {len(source)} images can be read ({bad_records.report()})")
+    if bad_records.counts:
+        reporting.say(f"{source.name}: left out {bad_records.report()}")
+    return Photographs(found, source.name, source.counts, bad_records)

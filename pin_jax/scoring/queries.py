@@ -41,6 +41,6 @@ def queries(records: list[dict[str, Any]]) -> list[Query]:
     return [
         Query(i, name, box, record["boxes"][[other != own for other in ids]])
         for i, record in enumerate(records)
-        for ids in [record.get("ids", range(len(record["said"])))]
-        for name, box, own in zip(record["said"], record["boxes"], ids, strict=True)
+        for ids in [record.get("ids", range(len(record["query_text"])))]
+        for name, box, own in zip(record["query_text"], record["boxes"], ids, strict=True)
     ]

@@ -32,7 +32,7 @@ from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
 from pin_jax.runtime import feature_cache, reporting
-from pin_jax.runtime.train_stage import adamw, fit
+from pin_jax.runtime.train_stage import adamw, train_stage
 from pin_jax.small import language, queries, vision, words
 from pin_jax.weights import parameters
 
@@ -83,7 +83,7 @@ def build(config: ConfigDict) -> Shape:
     }
     if config.qformer:
         lm, qformer = OPTConfig(vocab=len(tokenizer), **config.lm), QFormerConfig(**config.qformer)
-        frame = Frame(front=word_tokenizer.IMAGE * qformer.queries)
+        frame = Frame(prefix=word_tokenizer.IMAGE * qformer.queries)
         return Shape(Blip2(Blip2Config(qformer=qformer, lm=lm, **shared)), tokenizer, names, codec, frame)
     shape = FlamingoConfig(
         lm=MPTConfig(vocab=len(tokenizer), **config.lm),
@@ -134,7 +134,7 @@ def train_vision(config: ConfigDict, workdir: pathlib.Path, shape: Shape) -> Any
         phases = [(p["images"] // p["batch"], make(p), list(p["keep"])) for p in part["phases"]]
         tx = adamw(part["lr"], part["schedule_steps"] or sum(steps for steps, _, _ in phases))
         title, loss = f"stage 1, vision, part {k + 1}", _words_loss(model, part["look_weight"])
-        params = fit(title, workdir / f"vision_{k + 1}", params, tx, loss, phases, config)
+        params = train_stage(title, workdir / f"vision_{k + 1}", params, tx, loss, phases, config)
     return params
 
 
@@ -154,7 +154,7 @@ def train_queries(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen:
 
     tx = adamw(part.lr, part.steps)
     loss, phases = _words_loss(model, part.look_weight), [(part.steps, iterator, [None])]
-    return fit("stage 1, queries", workdir / f"queries{config.suffix}", params, tx, loss, phases, config)
+    return train_stage("stage 1, queries", workdir / f"queries{config.suffix}", params, tx, loss, phases, config)
 
 
 def train_words(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any, bank: Any, params: Any) -> Any:
@@ -182,7 +182,7 @@ def train_words(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: A
         return batches(scenes, [prefixes], part.batch, seed=config.seed, threads=config.threads)
 
     phases = [(part.steps, iterator, [None])]
-    return fit("stage 2, words", workdir / f"words{config.suffix}", params, tx, loss, phases, config, made_of)
+    return train_stage("stage 2, words", workdir / f"words{config.suffix}", params, tx, loss, phases, config, made_of)
 
 
 def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any) -> Any:
@@ -221,7 +221,7 @@ def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen
     for k, part in enumerate(config.language_fits):
 
         def iterator(seed=config.seed + k, options=part["texts"]):
-            image = {"image": shape.frame.front}
+            image = {"image": shape.frame.prefix}
             texts = captions.CaptionTexts(
                 shape.tokenizer, shape.names, shape.codec, config.text_length, **image, **options
             )
@@ -230,7 +230,7 @@ def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen
         tx = adamw(part["lr"], part["schedule_steps"] or part["steps"])
         title, phases = f"stage 2, language, part {k + 1}", [(part["steps"], iterator, [None])]
         folder = workdir / f"language_{k + 1}{config.suffix}"
-        params = fit(title, folder, params, tx, loss, phases, config, frozen)
+        params = train_stage(title, folder, params, tx, loss, phases, config, frozen)
     return {**params, "vision": frozen}
 
 
@@ -276,7 +276,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
     records = [scenes[i] for i in range(len(scenes))]
     seen = evaluate.encode(vlm, [r["image"] for r in records])
     most = max(len(r["names"]) for r in records)
-    rows = captions.LookQuestions(vlm.tokenizer, most, image=vlm.frame.front)
+    rows = captions.LookQuestions(vlm.tokenizer, most, image=vlm.frame.prefix)
     count = jax.jit(functools.partial(language.right_answers, vlm.model))
     plain = vlm.tokenizer.convert_tokens_to_ids(f" {looks.NONE}")
     totals: dict[str, float] = {}
@@ -315,7 +315,7 @@ def ask(config: ConfigDict, vlm: vlm_lib.VLM) -> list[str]:
         raise UserError("config.image is empty: give a picture, --config.image=photo.jpg")
     size = vlm.codec.image_size
     square = np.asarray(open_image(config.image).resize((size, size), Image.Resampling.BICUBIC))
-    prompts = [text for text in config.prompts.split("|") if text.strip()]
+    prompts = [text for text in config.prompts.prompt_and_target("|") if text.strip()]
     if not prompts:
         raise UserError("config.prompts is empty: give texts to go on from, --config.prompts='A photo of'")
     seen = evaluate.encode(vlm, [square], 1)

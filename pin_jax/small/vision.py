@@ -26,14 +26,15 @@ from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViT, ViTConfig, normalise, v
 
 @dataclasses.dataclass(frozen=True)
 class BagOfWords(grain.transforms.Map):
-    """A scene as its image and the words of its caption, padded to `most` objects.
+    """A scene as its image and the words of its caption, padded to `max_objects` objects.
 
-    Returns image uint8[H, W, 3] (or the record's `vision`), names int32[most] (-1 pads) and looks int32[most, 4]
+    Returns image uint8[H, W, 3] (or the record's `vision`), names int32[max_objects] (-1 pads) and looks
+    int32[max_objects, 4]
     (-1: not said).
     """
 
     names: tuple[str, ...]
-    most: int
+    max_objects: int
 
     def map(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         index = {name: i for i, name in enumerate(self.names)}
@@ -42,8 +43,8 @@ class BagOfWords(grain.transforms.Map):
             [look.indices() for look in record["looks"]] if record["looks"] else -np.ones((len(ids), len(looks.SLOTS)))
         )
         words = {
-            "names": pad_rows(ids, self.most, -1),
-            "looks": pad_rows(np.array(seen, np.int32), self.most, -1),
+            "names": pad_rows(ids, self.max_objects, -1),
+            "looks": pad_rows(np.array(seen, np.int32), self.max_objects, -1),
         }
         return words | {key: record[key] for key in ("vision", "image") if key in record}
 

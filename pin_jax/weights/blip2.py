@@ -209,8 +209,8 @@ def frame(config: Blip2Config) -> Frame:
     """What stands around prompt and answer: the image's places and `</s>` in front, `</s>` behind."""
     images = "<image>" * config.qformer.queries
     if isinstance(config.lm, T5Config):
-        return Frame(front=images, between="</s>", tail="</s>", apart=True)
-    return Frame(front=f"{images}</s>", tail="</s>")
+        return Frame(prefix=images, separator="</s>", suffix="</s>", encoder_decoder=True)
+    return Frame(prefix=f"{images}</s>", suffix="</s>")
 
 
 def _dtypes(dtype: Any, kind: str) -> dict[str, Any]:
@@ -260,6 +260,6 @@ def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
     if tokenizer.convert_tokens_to_ids("<image>") != model.config.image_token:  # files from before it was a token
         tokenizer.add_tokens("<image>", special_tokens=True)
     # Box texts end with `</s>`; for captions the published generation configs stop OPT at a newline.
-    end = tokenizer.convert_tokens_to_ids(around.tail)
+    end = tokenizer.convert_tokens_to_ids(around.suffix)
     model = Blip2(dataclasses.replace(model.config, end_token=end))
     return Published(model, files.Tensors(folder), table(model.config), dtypes, tokenizer, processor, around)

@@ -16,7 +16,7 @@ from safetensors import numpy as safetensors
 from input_pipeline.errors import UserError
 
 
-def count(params: Any) -> int:
+def count_parameters(params: Any) -> int:
     """Number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 

@@ -218,11 +218,11 @@ def test_beams_return_a_probability_of_their_box():
 
 
 def test_spread_search_is_exact_when_there_is_room_and_keeps_the_mass_when_not():
-    found, log_p, _ = find("bpe", 100, 100, grid.spread)
+    found, log_p, _ = find("bpe", 100, 100, grid.resample)
     expected, _ = by_hand("bpe")
     np.testing.assert_allclose(np.exp(log_p), np.exp(np.take_along_axis(expected, found, 1)), atol=1e-5)
     assert [len(set(row)) for row in found.tolist()] == [100, 100]
-    found, log_p, _ = find("bpe", 6, 24, grid.spread)
+    found, log_p, _ = find("bpe", 6, 24, grid.resample)
     np.testing.assert_allclose(np.exp(log_p).sum(1), 1, rtol=1e-3)
 
 
@@ -253,7 +253,7 @@ def test_spread_stands_for_everything():
     rng = np.random.default_rng(0)
     weights = rng.dirichlet(np.full(400, 0.2), 5)
     values = np.sort(rng.standard_normal((5, 400)), 1)  # neighbours are alike, as boxes are
-    log_w, pick = grid.spread(jnp.log(jnp.asarray(weights, jnp.float32) + 1e-30), 40)
+    log_w, pick = grid.resample(jnp.log(jnp.asarray(weights, jnp.float32) + 1e-30), 40)
     kept = np.exp(log_w)
     np.testing.assert_allclose(kept.sum(1), 1, rtol=1e-4)
     assert all(len(set(p)) == 40 for p in np.asarray(pick).tolist())
@@ -311,7 +311,7 @@ def test_every_answer_parses(random_vlm, decoder):
 
 
 def test_grid_of_the_small_model(random_vlm):
-    automaton = box_automaton.build(random_vlm.tokenizer, random_vlm.codec, Frame().tail)
+    automaton = box_automaton.build(random_vlm.tokenizer, random_vlm.codec, Frame().suffix)
     assert automaton.chain.shape == (272, 16, 2) and not automaton.ragged and automaton.room == 6
     assert len(automaton.boxes) == 18496
 
@@ -322,6 +322,6 @@ def test_refusals(random_vlm):
     with pytest.raises(UserError, match="config.eval.decoder 'grid'.*expected_iou"):
         evaluate.locate(random_vlm, np.zeros((1, 1, 1)), [(0, "cat")], Inserts(), config, "asking")
     with pytest.raises(UserError, match="different boxes become the same tokens"):
-        box_automaton.build(word_tokenizer.build(["cat"], BoxCodec(64, 2)), CODEC, Frame().tail)
+        box_automaton.build(word_tokenizer.build(["cat"], BoxCodec(64, 2)), CODEC, Frame().suffix)
     with pytest.raises(UserError, match="one cell"):
-        box_automaton.build(random_vlm.tokenizer, dataclasses.replace(random_vlm.codec, grid=1), Frame().tail)
+        box_automaton.build(random_vlm.tokenizer, dataclasses.replace(random_vlm.codec, grid=1), Frame().suffix)

@@ -6,7 +6,7 @@ import pytest
 
 from input_pipeline.errors import UserError
 from pin_jax import evaluate, vlm
-from pin_jax.decoding.in_context import Context, Example, box_examples
+from pin_jax.decoding.in_context import Example, InContext, box_examples
 from pin_jax.models.interface import Inserts
 from tests.fixtures import tiny
 from tests.fixtures.small import config_for, write_vlm
@@ -27,29 +27,29 @@ def tokens(frozen, images: int) -> np.ndarray:
 
 def test_box_examples(frozen):
     cells = np.array([[0, 0, 1, 2], [3, 4, 5, 6]])
-    records = [{"said": ["cat"], "cells": cells[:1]}, {"said": ["owl", "cat"], "cells": cells}]
+    records = [{"query_text": ["cat"], "cells": cells[:1]}, {"query_text": ["owl", "cat"], "cells": cells}]
     examples = box_examples(records, frozen.codec)
     assert [example.image for example in examples] == [0, 1, 1]
     assert examples[1].prompt == "In the image is an owl located at" and examples[1].answer == " [0,0,20,30]"
-    context = Context(tokens(frozen, 2), examples[2:], 1)
+    context = InContext(tokens(frozen, 2), examples[2:], 1)
     assert context.text(0) == "<image>In the image is a cat located at [30,40,60,70].<|endofchunk|>"
 
 
 def test_examples_are_of_different_images_and_repeat():
     examples = [Example(i // 4, "p", f" {i}") for i in range(40)]
-    context = Context(np.arange(10.0)[:, None, None], examples, 5, seed=1)
+    context = InContext(np.arange(10.0)[:, None, None], examples, 5, seed=1)
     drawn = [context.draw(question) for question in range(30)]
     assert all(len({shot.image for shot in shots}) == 5 for shots in drawn)
     assert {shot.answer for shots in drawn for shot in shots} == {f" {i}" for i in range(40)}  # every one has its turn
     assert drawn == [context.draw(question) for question in range(30)]
-    assert drawn != [Context(context.vision, examples, 5, seed=2).draw(question) for question in range(30)]
+    assert drawn != [InContext(context.vision, examples, 5, seed=2).draw(question) for question in range(30)]
     own = -np.arange(30.0)[:, None, None]
     media = context.media(range(30), own)
     assert media.shape == (30, 6, 1, 1)
     np.testing.assert_array_equal(media[:, 5], own)
     np.testing.assert_array_equal(media[:, :5, 0, 0], [[shot.image for shot in shots] for shots in drawn])
     with pytest.raises(UserError, match="11 examples in context, of a pool of 10 images"):
-        Context(context.vision, examples, 11)
+        InContext(context.vision, examples, 11)
 
 
 def test_answers_follow_from_all_images_and_texts(frozen):
@@ -63,7 +63,7 @@ def test_answers_follow_from_all_images_and_texts(frozen):
     asked = [(2, f"In the image is a {names[3]} located at"), (0, "A photo of"), (1, "A photo of")]
     options = config_for("unused").eval
     options.batch_size, options.new_tokens = 2, 3
-    context = Context(vision, shots, 2)
+    context = InContext(vision, shots, 2)
     written = evaluate.ask(frozen, seen, asked, Inserts(), options, context=context)
     # Any two examples, in either order: the first questions meet both.
     orders = [[shot.image for shot in context.draw(i)] for i in range(3)]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from gem_jax import attention
-from gem_jax.attention import METHODS, method
+from gem_jax.attention import ATTENTION_METHODS, method
 from input_pipeline.errors import UserError
 from pin_jax.models import layers
-from pin_jax.models.vit import Context, SecondStream, ViT, ViTBlock, ViTConfig
+from pin_jax.models.vit import AttentionContext, SecondStream, ViT, ViTBlock, ViTConfig
 from tests.fixtures.tiny import random_params, skeleton
 
 B, H, D, GRID = 2, 2, 4, (2, 3)
@@ -22,7 +22,7 @@ N = 1 + GRID[0] * GRID[1]
 RNG = np.random.default_rng(0)
 Q, K, V = (RNG.standard_normal((B, N, H, D)) for _ in range(3))
 Y = RNG.standard_normal((B, N, H * D))
-CONTEXT = Context(jnp.asarray(Y, jnp.float32), GRID, 1)
+CONTEXT = AttentionContext(jnp.asarray(Y, jnp.float32), GRID, 1)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -79,9 +79,9 @@ def run(attend) -> np.ndarray:
     return np.asarray(attend(*(jnp.asarray(x, jnp.float32) for x in (Q, K, V)), context=CONTEXT))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ATTENTION_METHODS)
 def test_equation(name):
-    np.testing.assert_allclose(run(METHODS[name].attend), heads(EQUATIONS[name]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(ATTENTION_METHODS[name].attend), heads(EQUATIONS[name]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_work_that_no_output_needs_is_not_done(tower):
 
 def test_which_blocks_carry_the_stream():
     deep = dataclasses.replace(VISION, depth=12)
-    blocks = {name: method(name, deep).blocks for name in METHODS}
+    blocks = {name: method(name, deep).blocks for name in ATTENTION_METHODS}
     assert blocks == {
         "clip": 0,
         "maskclip": 1,

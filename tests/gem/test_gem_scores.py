@@ -9,7 +9,7 @@ from PIL import Image
 from gem_jax.evaluation import boxes, figures, loop, points, segmentation, sources
 from input_pipeline.errors import UserError
 from input_pipeline.pasted.scenes import SceneConfig, Scenes
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 
 
 class Known:
@@ -88,7 +88,7 @@ def test_points_from_masks_lie_where_they_say():
 
 
 def test_boxes_by_hand():
-    record = {"image": image(0, (6, 6)), "said": ["cat", "dog"], "boxes": np.array([[0, 0, 3, 6], [3, 0, 6, 3]])}
+    record = {"image": image(0, (6, 6)), "query_text": ["cat", "dog"], "boxes": np.array([[0, 0, 3, 6], [3, 0, 6, 3]])}
     maps = {0: {"cat": left((6, 6)), "dog": 1 - left((6, 6))}}
     out = loop.evaluate(Known(maps), [record], [boxes.Boxes()])
     assert out["box mIoU"] == pytest.approx((1 + 0.5) / 2) and out["box"]["queries"] == 2
@@ -139,14 +139,14 @@ def test_point_folder(tmp_path):
         "b,0,0,x,yes,",
     ]
     (tmp_path / "points.csv").write_text(head + "\n".join(rows) + "\n")
-    (record,) = sources.point_folder(tmp_path, Tally())
+    (record,) = sources.point_folder(tmp_path, BadRecordLog())
     assert record["points"] == [
         {"name": "cat", "x": 3, "y": 3, "positive": True},
         {"name": "cat", "x": 5, "y": 0, "positive": False},
     ]
     (tmp_path / "points.csv").write_text("ImageId,X\n")
     with pytest.raises(UserError, match=r"points\.csv: columns missing: EstimatedYesNo, Label, Y"):
-        sources.point_folder(tmp_path, Tally())
+        sources.point_folder(tmp_path, BadRecordLog())
 
 
 def test_pictures(tmp_path):

@@ -20,7 +20,7 @@ from input_pipeline.loader import batches, records
 from input_pipeline.pasted import backgrounds
 from input_pipeline.pasted.scenes import SceneConfig, Scenes
 from input_pipeline.sets import coco, registry, voc
-from input_pipeline.sets.bad_records import Tally, good_box, walk
+from input_pipeline.sets.bad_records import BadRecordLog, good_box, walk
 from input_pipeline.transforms import Only, Squash
 from tests.fixtures import layouts
 
@@ -58,31 +58,36 @@ def hurt(root):
 
 def test_bad_pictures_are_skipped_and_counted(tmp_path):
     said = []
-    tally = Tally("skip", said.append)
-    source = coco.instances(hurt(tmp_path), tally)
+    bad_records = BadRecordLog("skip", said.append)
+    source = coco.instances(hurt(tmp_path), bad_records)
     for _ in range(2):  # what is met again counts once
-        assert [record["image_id"] for record in walk(source, tally)] == [724]
-    assert tally.counts == {"too large image": 1, "unreadable image": 1, "missing image": 1}
-    assert tally.report() == "1 missing image, 1 too large image, 1 unreadable image"
+        assert [record["image_id"] for record in walk(source, bad_records)] == [724]
+    assert bad_records.counts == {"too large image": 1, "unreadable image": 1, "missing image": 1}
+    assert bad_records.report() == "1 missing image, 1 too large image, 1 unreadable image"
     assert len(said) == 3 and all("\n" not in line and "skipped (" in line for line in said)
-    assert [r["image_id"] for r in records(source, [Squash(32)], Tally("skip", said.append))] == [724]
+    assert [r["image_id"] for r in records(source, [Squash(32)], BadRecordLog("skip", said.append))] == [724]
 
 
 def test_or_refused_in_one_line(tmp_path):
-    source = coco.instances(hurt(tmp_path), Tally("refuse"))
-    for read in (lambda tally: list(walk(source, tally)), lambda tally: list(records(source, [], tally))):
+    source = coco.instances(hurt(tmp_path), BadRecordLog("refuse"))
+    for read in (
+        lambda bad_records: list(walk(source, bad_records)),
+        lambda bad_records: list(records(source, [], bad_records)),
+    ):
         with pytest.raises(UserError, match=r"000000000139\.jpg.*on_bad_record=skip") as caught:
-            read(Tally("refuse"))
+            read(BadRecordLog("refuse"))
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="config.on_bad_record 'maybe': expected skip or refuse"):
-        Tally("maybe")
+        BadRecordLog("maybe")
 
 
 def test_a_zero_byte_picture(tmp_path):
     layouts.voc2007(tmp_path)
     (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg").write_bytes(b"")
-    tally = Tally("skip", lambda line: None)
-    assert len(list(walk(voc.detection(tmp_path, tally), tally))) == 4 and tally.counts == {"unreadable image": 1}
+    bad_records = BadRecordLog("skip", lambda line: None)
+    assert len(list(walk(voc.detection(tmp_path, bad_records), bad_records))) == 4 and bad_records.counts == {
+        "unreadable image": 1
+    }
 
 
 def change(root, **entries):
@@ -109,12 +114,12 @@ def change(root, **entries):
 def test_bad_annotations(tmp_path, value, kind):
     layouts.coco(tmp_path)
     change(tmp_path, annotations=(0, value))
-    tally = Tally("skip", lambda line: None)
-    source = coco.instances(tmp_path, tally)
-    assert dict(tally.counts) == {kind: 1} and len(source) == 4
+    bad_records = BadRecordLog("skip", lambda line: None)
+    source = coco.instances(tmp_path, bad_records)
+    assert dict(bad_records.counts) == {kind: 1} and len(source) == 4
     assert source.describe(0)["names"] == ["cat"]  # the dog is the bad one
     with pytest.raises(UserError, match="instances_val2017.json, annotation 0") as caught:
-        coco.instances(tmp_path, Tally("refuse"))
+        coco.instances(tmp_path, BadRecordLog("refuse"))
     assert "\n" not in str(caught.value) and caught.value.kind == kind
 
 
@@ -127,9 +132,9 @@ def test_bad_annotations(tmp_path, value, kind):
 def test_bad_images_of_a_json(tmp_path, value, kind):
     layouts.coco(tmp_path)
     change(tmp_path, images=(0, value))
-    tally = Tally("skip", lambda line: None)
-    source = coco.instances(tmp_path, tally)
-    assert tally.counts[kind] == 1 and 139 not in [entry["image_id"] for entry in source.entries]
+    bad_records = BadRecordLog("skip", lambda line: None)
+    source = coco.instances(tmp_path, bad_records)
+    assert bad_records.counts[kind] == 1 and 139 not in [entry["image_id"] for entry in source.entries]
 
 
 @pytest.mark.parametrize("text, words", [
@@ -140,7 +145,7 @@ def test_bad_images_of_a_json(tmp_path, value, kind):
 def test_a_file_that_is_no_coco_json(tmp_path, text, words):
     (tmp_path / "mine.json").write_text(text)
     with pytest.raises(UserError, match=words) as caught:
-        registry.load(f"coco:{tmp_path / 'mine.json'}", "", Tally("skip"))
+        registry.load(f"coco:{tmp_path / 'mine.json'}", "", BadRecordLog("skip"))
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
 
 
@@ -160,9 +165,9 @@ def test_boxes_beyond_the_edge_are_cut():
 def test_bad_xml(tmp_path, text, kind):
     layouts.voc2007(tmp_path)
     (tmp_path / "VOCdevkit" / "VOC2007" / "Annotations" / "000001.xml").write_text(text)
-    tally = Tally("skip", lambda line: None)
-    source = voc.detection(tmp_path, tally)
-    assert dict(tally.counts) == {kind: 1}
+    bad_records = BadRecordLog("skip", lambda line: None)
+    source = voc.detection(tmp_path, bad_records)
+    assert dict(bad_records.counts) == {kind: 1}
     assert all("dog" not in entry["names"] for entry in source.entries)
 
 
@@ -174,10 +179,10 @@ def test_bad_references(tmp_path):
     refs.append(5)
     refs.append({**refs[2], "split": "testA"})
     (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
-    tally = Tally("skip", lambda line: None)
-    source = registry.load("refcoco", tmp_path, tally)
-    assert len(source) == 1 and source[0]["said"] == ["right person"]
-    assert dict(tally.counts) == {"unknown annotation": 1, "wrong type": 3}
+    bad_records = BadRecordLog("skip", lambda line: None)
+    source = registry.load("refcoco", tmp_path, bad_records)
+    assert len(source) == 1 and source[0]["query_text"] == ["right person"]
+    assert dict(bad_records.counts) == {"unknown annotation": 1, "wrong type": 3}
 
 
 def test_bad_points(tmp_path):
@@ -185,17 +190,19 @@ def test_bad_points(tmp_path):
     path = tmp_path / "oidv7-val-annotations-point-labels.csv"
     with path.open("a") as file:
         file.write("0001eeaf4aed83f9,1.5,0,/m/01yrx,yes\n0001eeaf4aed83f9,left,0,/m/01yrx,yes\n0001eeaf4aed83f9\n")
-    tally = Tally("skip", lambda line: None)
-    assert len(registry.load("openimages", tmp_path, tally)[0]["points"]) == 2
-    assert tally.counts["point outside"] == 1 and tally.counts["wrong type"] >= 1
+    bad_records = BadRecordLog("skip", lambda line: None)
+    assert len(registry.load("openimages", tmp_path, bad_records)[0]["points"]) == 2
+    assert bad_records.counts["point outside"] == 1 and bad_records.counts["wrong type"] >= 1
 
 
 def test_many_bad_records_are_not_all_said():
     said = []
-    tally = Tally("skip", said.append)
+    bad_records = BadRecordLog("skip", said.append)
     for k in range(1000):
-        tally.add(UserError(f"image {k}: gone", "missing image"))
-    assert len(said) == 21 and tally.counts["missing image"] == 1000 and len(tally.summary()["lines"]) == 1000
+        bad_records.add(UserError(f"image {k}: gone", "missing image"))
+    assert (
+        len(said) == 21 and bad_records.counts["missing image"] == 1000 and len(bad_records.summary()["lines"]) == 1000
+    )
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -216,7 +223,9 @@ def test_training_goes_on_without_what_is_broken(tmp_path, capfd):
     config = SceneConfig(image_size=32, grid=8, **broken_sources(tmp_path))
     scenes = Scenes(config, 0, 20)
     pictures = [scenes[i]["image"] for i in range(20)]
-    assert scenes.tally.counts == {"unreadable image": 2} and "skipped (unreadable image)" in capfd.readouterr().err
+    assert (
+        scenes.bad_records.counts == {"unreadable image": 2} and "skipped (unreadable image)" in capfd.readouterr().err
+    )
     again = Scenes(config, 0, 20)
     for i in (5, 0, 19):  # whoever asks, in whatever order
         np.testing.assert_array_equal(again[i]["image"], pictures[i])
@@ -239,7 +248,7 @@ def pictures_of(source, **options):
 
 
 def test_photographs_batch_shard_and_resume_to_the_record(tmp_path):
-    source = voc.detection(layouts.voc2007(tmp_path), Tally("refuse"))
+    source = voc.detection(layouts.voc2007(tmp_path), BadRecordLog("refuse"))
     _, whole = pictures_of(source)
     _, threaded = pictures_of(source, threads=1)
     for a, b in zip(whole, threaded, strict=True):
@@ -247,13 +256,13 @@ def test_photographs_batch_shard_and_resume_to_the_record(tmp_path):
     iterator = batches(source, [Squash(32), Only(("image",))], 2, seed=3)
     next(iterator)
     state = iterator.get_state()
-    resumed = batches(voc.detection(tmp_path, Tally("refuse")), [Squash(32), Only(("image",))], 2, seed=3)
+    resumed = batches(voc.detection(tmp_path, BadRecordLog("refuse")), [Squash(32), Only(("image",))], 2, seed=3)
     resumed.set_state(state)
     np.testing.assert_array_equal(next(resumed)["image"], whole[1])
     _, first = pictures_of(source, process=(0, 2))
     _, second = pictures_of(source, process=(1, 2))
     np.testing.assert_array_equal(whole[0], np.stack([first[0][0], second[0][0]]))
-    assert [r["image_id"] for r in records(source, [], Tally(), process=(1, 2))] == ["000002", "000004"]
+    assert [r["image_id"] for r in records(source, [], BadRecordLog(), process=(1, 2))] == ["000002", "000004"]
     assert isinstance(grain.MapDataset.source(source)[0]["image"], np.ndarray)
 
 
@@ -289,29 +298,29 @@ def fake_tfds(monkeypatch, boxes):
 
 def test_tfds(monkeypatch):
     image = fake_tfds(monkeypatch, [[0.25, 0.5, 0.75, 1.0], [0, 0, 0.5, 0.5], [0.5, 0.5, 0.2, 0.2]])
-    tally = Tally("skip", lambda line: None)
-    source = registry.queries("tfds:voc/2007", "", {}, tally)
-    assert dict(tally.counts) == {"inverted box": 1} and source.counts[0] == ("in the set", 1, 2)
-    (record,) = records(source, [], tally)
+    bad_records = BadRecordLog("skip", lambda line: None)
+    source = registry.queries("tfds:voc/2007", "", {}, bad_records)
+    assert dict(bad_records.counts) == {"inverted box": 1} and source.counts[0] == ("in the set", 1, 2)
+    (record,) = records(source, [], bad_records)
     np.testing.assert_array_equal(record["image"], image)
     np.testing.assert_allclose(record["boxes"], [[32, 12, 64, 36], [0, 0, 32, 24]])
     assert record["names"] == ["dog", "cat"] and record["difficult"].tolist() == [False, True]
     with pytest.raises(UserError, match="tfds:mnist: ValueError: no mnist; prepare it first"):
-        registry.load("tfds:mnist", "", tally)
+        registry.load("tfds:mnist", "", bad_records)
 
 
 def test_tfds_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match="tensorflow-datasets is missing; pip install tensorflow-datasets"):
-        registry.load("tfds:voc/2007", "", Tally())
+        registry.load("tfds:voc/2007", "", BadRecordLog())
 
 
 def test_unknown_sets_are_one_line(tmp_path):
     with pytest.raises(UserError, match="data set 'pvocc': expected one of pvoc, coco"):
-        registry.load("pvocc", tmp_path, Tally())
+        registry.load("pvocc", tmp_path, BadRecordLog())
     with pytest.raises(UserError, match="config.data_dir is empty"):
-        registry.load("pvoc", "", Tally())
+        registry.load("pvoc", "", BadRecordLog())
     with pytest.raises(UserError, match="does not exist; give it, --config.data_dir=FOLDER"):
-        registry.load("pvoc", tmp_path / "none", Tally())
+        registry.load("pvoc", tmp_path / "none", BadRecordLog())
     with pytest.raises(UserError, match="'voc': has no boxes"):
-        registry.queries("voc", tmp_path, {}, Tally())
+        registry.queries("voc", tmp_path, {}, BadRecordLog())

@@ -29,7 +29,7 @@ from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import CLIP_L14, EVA_G14, ViT, ViTConfig
 from pin_jax.runtime import flops
 from pin_jax.vlm import VLM
-from pin_jax.weights.parameters import count
+from pin_jax.weights.parameters import count_parameters
 from tests.fixtures import tiny
 from tests.fixtures.tiny import random_params, skeleton
 
@@ -173,11 +173,11 @@ def test_only_methods_inside_the_encoder_pay_for_its_backward(name, part):
     step, state = stepper(vlm, method)
     images = vlm.pixels(data["image"])[:, None]
     encode = functools.partial(vlm.model.apply, method="encode")
-    forward = flops.count(lambda p: encode({"params": p}, images), vlm.params)
+    forward = flops.count_flops(lambda p: encode({"params": p}, images), vlm.params)
     vision = jax.eval_shape(lambda: encode({"params": vlm.params}, images)[:, 0])
     cached = {k: v for k, v in data.items() if k != "image"} | {"vision": vision}
-    inside = flops.count(step, state, vlm.params, data)
-    behind = flops.count(step, state, vlm.params, cached)
+    inside = flops.count_flops(step, state, vlm.params, data)
+    behind = flops.count_flops(step, state, vlm.params, cached)
     assert forward > 0
     if part in ("vpt_v", "lora_v"):
         assert train.in_vision(method, vlm.params)
@@ -198,7 +198,9 @@ def test_files_give_the_same_outputs(part, tmp_path):
     adapters.save(tmp_path / "insert.safetensors", params, config, vlm)
     adapters.note(tmp_path / "insert.safetensors", {"mIoU": 0.5})
     card = json.loads((tmp_path / "insert.json").read_text())
-    assert card["method"] == part and card["parameters"] == count(params) and card["results"] == {"mIoU": 0.5}
+    assert (
+        card["method"] == part and card["parameters"] == count_parameters(params) and card["results"] == {"mIoU": 0.5}
+    )
     again, loaded = adapters.load(tmp_path / "insert.safetensors", vlm)
     assert again == method
     inserts = adapters.load_adapter(tmp_path / "insert.safetensors", vlm)
@@ -247,7 +249,7 @@ OPENFLAMINGO_3B = FlamingoConfig(
 def test_published_parameter_counts(config, tower, expected):
     frozen = {"vision": skeleton(ViT(tower), jnp.zeros((1, 224, 224, 3)))}
     for name, wanted in expected.items():
-        assert count(methods.shapes(methods.build(name, config), frozen)) == wanted, name
+        assert count_parameters(methods.shapes(methods.build(name, config), frozen)) == wanted, name
 
 
 def test_vpt_starts_uniform():

@@ -20,7 +20,7 @@ from pin_jax.models.interface import Inserts
 from pin_jax.vlm import skeleton
 from pin_jax.weights import convert as converter
 from pin_jax.weights.blip2 import config_of, table
-from tests.fixtures.golden_files import GOLDEN, split
+from tests.fixtures.golden_files import GOLDEN, split_weights
 from tests.fixtures.tiny import run
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -59,14 +59,14 @@ class Reference:
     def outputs(self, model: Blip2) -> dict[str, jax.Array]:
         """Everything that the golden file has numbers for, in one compiled function."""
         labels = jnp.asarray(self.labels)
-        extra = {"labels": labels} if self.apart else {}
+        extra = {"labels": labels} if self.encoder_decoder else {}
 
         def logits(params, pixels, inserts=Inserts()):
             return model.apply({"params": params}, pixels, self.ids, self.mask, inserts, **extra)
 
         def loss(insert, params, pixels):
             out = logits(params, pixels, Inserts(vision_output=insert))
-            used, wanted = (out, labels) if self.apart else (out[:, :-1], labels[:, 1:])
+            used, wanted = (out, labels) if self.encoder_decoder else (out[:, :-1], labels[:, 1:])
             cost = optax.softmax_cross_entropy_with_integer_labels(used, jnp.maximum(wanted, 0))
             return (cost * (wanted >= 0)).sum() / (wanted >= 0).sum(), out
 
@@ -88,7 +88,9 @@ class Reference:
 
     def seen(self) -> np.ndarray:
         """Where logits mean something."""
-        return np.ones(self.labels.shape, bool) if self.apart else self.arrays["in/attention_mask"].astype(bool)
+        return (
+            np.ones(self.labels.shape, bool) if self.encoder_decoder else self.arrays["in/attention_mask"].astype(bool)
+        )
 
 
 def build(name, weights, arrays) -> Reference:
@@ -127,7 +129,7 @@ def only(name: str):
 def test_live_torch(name):
     from tests.fixtures.golden.make_blip2 import reference
 
-    live = build(name, *split(reference(name, seed=7)))
+    live = build(name, *split_weights(reference(name, seed=7)))
     compare_everything(live)
     compare_texts(live)
 
@@ -141,7 +143,7 @@ def compare_texts(reference: Reference):
     """Greedy and beam search; after the end token transformers fills up with what it has at hand."""
     model, params, end = reference.model, reference.params, END[reference.name]
     vision = run(model, "encode")(params, reference.pixels())
-    skip = 1 if reference.apart else reference.ids.shape[1]
+    skip = 1 if reference.encoder_decoder else reference.ids.shape[1]
     common = (model, params, vision, reference.ids, reference.mask, Inserts(), 6)
     found = {"greedy": search.greedy(*common)}
     for penalty in (-1, 1):
@@ -161,7 +163,7 @@ def test_cache_against_whole_texts(reference):
     model, params = reference.model, reference.params
     vision = run(model, "encode")(params, reference.pixels())
     tokens = jnp.asarray(np.random.default_rng(0).integers(3, 40, (3, 4)))
-    if reference.apart:
+    if reference.encoder_decoder:
         labels = jnp.pad(tokens, [(0, 0), (0, 1)])
         whole = run(model)(params, None, reference.ids, reference.mask, vision=vision, labels=labels)
     else:
@@ -205,7 +207,7 @@ def test_rows_share_their_image(reference):
     arrays = reference.arrays
     ids = jnp.repeat(reference.ids, 2, 0).at[1::2, -6].set(30)
     mask, labels = jnp.repeat(reference.mask, 2, 0), jnp.repeat(jnp.asarray(arrays["in/labels"]), 2, 0)
-    labels = {"labels": labels} if reference.apart else {}
+    labels = {"labels": labels} if reference.encoder_decoder else {}
     vision = run(reference.model, "encode")(reference.params, reference.pixels())
     together = run(reference.model)(reference.params, None, ids, mask, vision=vision, **labels)
     alone = run(reference.model)(reference.params, None, ids, mask, vision=jnp.repeat(vision, 2, 0), **labels)
@@ -214,9 +216,9 @@ def test_rows_share_their_image(reference):
 
 def test_predict(reference):
     """Logits, labels and weights of the loss are those of the whole texts."""
-    labels, skip = jnp.asarray(reference.labels), 0 if reference.apart else 1
+    labels, skip = jnp.asarray(reference.labels), 0 if reference.encoder_decoder else 1
     texts = {"ids": reference.ids, "target": jnp.asarray(labels >= 0, jnp.float32)}
-    texts |= {"labels": jnp.maximum(labels, 0)} if reference.apart else {}
+    texts |= {"labels": jnp.maximum(labels, 0)} if reference.encoder_decoder else {}
     vision = jnp.asarray(reference.arrays["out/vision"])[:, None]
     logits, wanted, weights = run(reference.model, "predict")(reference.params, vision, texts)
     used, expected = np.asarray(weights) > 0, reference.arrays["out/logits"][:, : labels.shape[1] - skip]
@@ -248,10 +250,10 @@ def test_inserts_elsewhere(reference):
     front = params["lm"]["embedding"][jnp.asarray([4, 3])]
     ids = jnp.concatenate([jnp.broadcast_to(jnp.asarray([4, 3]), (3, 2)), reference.ids], 1)
     mask = jnp.pad(reference.mask, [(0, 0), (2, 0)], constant_values=1)
-    labels = {"labels": jnp.asarray(reference.labels)} if reference.apart else {}
+    labels = {"labels": jnp.asarray(reference.labels)} if reference.encoder_decoder else {}
     longer = run(model)(params, None, ids, mask, vision=vision, **labels)
     inserted = run(model)(params, None, reference.ids, reference.mask, Inserts(text=front), vision, **labels)
-    np.testing.assert_allclose(inserted, longer if reference.apart else longer[:, 2:], **TOLERANCE)
+    np.testing.assert_allclose(inserted, longer if reference.encoder_decoder else longer[:, 2:], **TOLERANCE)
 
 
 @only("blip2_t5")
@@ -260,7 +262,7 @@ def test_bfloat16_stays_close(reference):
     parts = {p: dataclasses.replace(getattr(config, p), dtype="bfloat16") for p in ("vision", "qformer", "lm")}
     half = Blip2(dataclasses.replace(config, **parts))
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), reference.params)
-    labels = {"labels": jnp.asarray(reference.labels)} if reference.apart else {}
+    labels = {"labels": jnp.asarray(reference.labels)} if reference.encoder_decoder else {}
     out = run(half)(params, reference.pixels(), reference.ids, reference.mask, **labels)
     assert out.dtype == jnp.float32
     seen, expected = reference.seen(), reference.arrays["out/logits"]

@@ -15,7 +15,6 @@ from pin_jax.models.vit import ViTConfig
 from pin_jax.weights.convert import convert
 from pin_jax.weights.openflamingo.rules import openflamingo
 from tests.fixtures import tiny
-from tests.fixtures.golden_files import split
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 NEOX = GPTNeoXConfig(vocab=48, width=32, depth=4, heads=4, mlp=64)
@@ -67,7 +66,7 @@ def test_golden_language_model(golden, name):
 def test_live_torch_language_model(name):
     from tests.fixtures.golden.make_flamingo import language
 
-    compare_language(name, *split(language(name, seed=7)))
+    compare_language(name, *split_weights(language(name, seed=7)))
 
 
 def flamingo_of(arrays) -> FlamingoConfig:
@@ -115,7 +114,7 @@ def test_golden_flamingo_on_gpt_neox(golden):
 def test_live_torch_flamingo_on_gpt_neox():
     from tests.fixtures.golden.make_flamingo import flamingo_neox
 
-    compare_flamingo(*split(flamingo_neox(seed=7)))
+    compare_flamingo(*split_weights(flamingo_neox(seed=7)))
 
 
 @pytest.mark.torch

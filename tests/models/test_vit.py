@@ -11,7 +11,7 @@ import pytest
 from pin_jax.models.vit import CLIP_L14, EVA_G14, ViT, ViTConfig, resize_positions
 from pin_jax.weights import clip
 from pin_jax.weights.convert import convert
-from tests.fixtures.golden_files import split
+from tests.fixtures.golden_files import split_weights
 from tests.fixtures.tiny import random_params, skeleton
 
 TINY = ViTConfig(image_size=28, patch=7, width=32, depth=3, heads=4, mlp=64)
@@ -56,7 +56,7 @@ def test_golden_with_prefix(golden):
 def test_live_torch(name):
     from tests.fixtures.golden.make_golden import reference
 
-    compare(name, *split(reference(name, seed=7)))
+    compare(name, *split_weights(reference(name, seed=7)))
 
 
 def test_unroll_and_remat_change_nothing(golden):

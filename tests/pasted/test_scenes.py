@@ -36,7 +36,7 @@ def test_record():
     record = Scenes(dataclasses.replace(CONFIG, objects=(3, 3), with_masks=True), 0, 10)[0]
     assert record["image"].shape == (64, 64, 3) and record["image"].dtype == np.uint8
     assert record["masks"].shape == (3, 64, 64)
-    assert record["said"] == record["names"] and len(set(record["names"])) == 3
+    assert record["query_text"] == record["names"] and len(set(record["names"])) == 3
     np.testing.assert_array_equal(record["boxes"], CONFIG.codec.to_pixels(record["cells"]))
     for mask, (x1, y1, x2, y2) in zip(record["masks"], record["boxes"].astype(int), strict=True):
         outside = mask.copy()
@@ -69,7 +69,7 @@ def test_twins_share_a_name_as_often_as_asked():
     twins = [r for r in records if len(set(r["names"])) < len(r["names"])]
     assert 0.33 < len(twins) / 1000 < 0.47
     for r in twins:
-        assert r["names"][0] == r["names"][1] and r["said"][0] != r["names"][0] != r["said"][1]
+        assert r["names"][0] == r["names"][1] and r["query_text"][0] != r["names"][0] != r["query_text"][1]
 
 
 def test_twemoji_name_splits_are_disjoint():

@@ -18,7 +18,7 @@ from input_pipeline.loader import batches
 from input_pipeline.pasted import backgrounds, cutouts, packed, packing
 from input_pipeline.pasted.scenes import SceneConfig, Scenes
 from input_pipeline.sets import lvis
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.transforms import Only
 from pin_jax.programs import prepare
 from tests.fixtures import layouts
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_no_half_pack(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "write_text", full)
     with pytest.raises(UserError, match="cannot be written .*free disk space"):
-        packing.pack_backgrounds("photos", tmp_path / "packed", 16, Tally("refuse"))
+        packing.pack_backgrounds("photos", tmp_path / "packed", 16, BadRecordLog("refuse"))
     assert not list(tmp_path.iterdir())
 
 

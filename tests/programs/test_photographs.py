@@ -45,7 +45,7 @@ def pvoc(vlm_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("pvoc")
     layouts.voc2007(root)
     config = pin_config(vlm_folder, root / "insert.safetensors", "tiny,eval=pvoc", data_dir=str(root))
-    assert config.run == "evaluate" and config.eval.images == 0 and config.eval.select.most == 3
+    assert config.run == "evaluate" and config.eval.images == 0 and config.eval.select.max_annotations == 3
     pin.run(config, root / "out")
     return root / "out"
 
@@ -74,7 +74,7 @@ def test_predictions_are_cocos_in_the_photographs_pixels(pvoc):
     results = json.loads((pvoc / "results.json").read_text())["pin"]
     assert np.mean(scores) == pytest.approx(results["mIoU"], abs=1e-4)  # squashing changes no IoU
     assert np.mean(np.array(scores) >= 0.3) == pytest.approx(results["P@0.3"])
-    assert all({"text", "parsed", "said", "score"} <= row.keys() for row in found)
+    assert all({"text", "parsed", "query_text", "score"} <= row.keys() for row in found)
 
 
 def test_bad_records_are_in_the_results(vlm_folder, tmp_path):
@@ -82,7 +82,7 @@ def test_bad_records_are_in_the_results(vlm_folder, tmp_path):
     (tmp_path / "val2017" / "000000000139.jpg").write_bytes(b"")
     insert = tmp_path / "insert.safetensors"
     config = pin_config(vlm_folder, insert, "tiny,eval=coco", data_dir=str(tmp_path))
-    config.eval.select.most = 0
+    config.eval.select.max_annotations = 0
     pin.run(config, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["data"]["bad_records"]["counts"] == {"unreadable image": 1}
@@ -100,7 +100,7 @@ def test_blip2_on_refcoco(tmp_path):
     layouts.refcoco(tmp_path / "data", said=("dog", "hot dog", "cat"))  # words of the tiny model
     folder, insert = write_blip2(tmp_path / "vlm"), tmp_path / "insert.safetensors"
     config = pin_config(folder, insert, "eval=refcoco", pin_blip2, data_dir=str(tmp_path / "data"))
-    assert config.eval.select.most == 0
+    assert config.eval.select.max_annotations == 0
     pin.run(config, tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "predictions_refcoco.json").read_text())
     assert [row["sent"] for row in rows] == ["dog", "hot dog", "cat"]

@@ -48,7 +48,7 @@ def chain(x, ws, remat="none"):
     ],
 )  # fmt: skip
 def test_operations(function, args, expected):
-    assert flops.count(function, *args, trips=7) == expected
+    assert flops.count_flops(function, *args, trips=7) == expected
 
 
 def test_operations_of_a_tower_by_hand():
@@ -58,7 +58,7 @@ def test_operations_of_a_tower_by_hand():
     width, n = VISION.width, VISION.tokens
     block = 2 * n * (4 * width**2 + 2 * width * VISION.mlp) + 2 * 2 * n * n * width
     expected = 2 * (VISION.depth * block + 2 * VISION.grid**2 * 3 * VISION.patch**2 * width)
-    assert flops.count(model.apply, params, pixels) == expected
+    assert flops.count_flops(model.apply, params, pixels) == expected
 
 
 @pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2", "v5e:ax2", "v5e:2x2x2x2", "v6e:32x16"])
@@ -70,7 +70,7 @@ def test_slices_that_do_not_exist(name):
 def test_models_by_name(tmp_path):
     model, dtypes, frame = registry.architecture("Salesforce/blip2-flan-t5-xl", "published", remat="full")
     assert (model.config.lm.dtype, model.config.lm.remat, dtypes["vision"]) == ("bfloat16", "full", "float16")
-    assert frame.apart and frame.front.count("<image>") == 32
+    assert frame.encoder_decoder and frame.prefix.count("<image>") == 32
     with pytest.raises(UserError, match="no published model by that name"):
         registry.architecture("Salesforce/blip2-opt-2,7b", "float32", remat="none")
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from pin_jax.runtime.train_stage import fit
+from pin_jax.runtime.train_stage import train_stage
 
 CONFIG = ConfigDict({"log_every": 1, "save_every": 2})
 
@@ -46,9 +46,9 @@ def phases(second: int):
 
 def test_phases_and_options_take_turns_and_it_goes_on(tmp_path):
     tx, held = optax.sgd(1.0), {"unit": jnp.float32(2.0)}
-    whole = fit("a stage", tmp_path / "whole", jnp.zeros(3), tx, loss, phases(2), CONFIG, held)
+    whole = train_stage("a stage", tmp_path / "whole", jnp.zeros(3), tx, loss, phases(2), CONFIG, held)
     # 5 steps; batches 0, 1, 2 and 100, 101; steps 1 and 3 have option b of the first phase, then both.
     np.testing.assert_array_equal(whole, [10, 0 + 1 + 2 + 100 + 101, 2 + 2])
-    fit("a stage", tmp_path / "parts", jnp.zeros(3), tx, loss, phases(1), CONFIG, held)
-    again = fit("a stage", tmp_path / "parts", jnp.zeros(3), tx, loss, phases(2), CONFIG, held)
+    train_stage("a stage", tmp_path / "parts", jnp.zeros(3), tx, loss, phases(1), CONFIG, held)
+    again = train_stage("a stage", tmp_path / "parts", jnp.zeros(3), tx, loss, phases(2), CONFIG, held)
     np.testing.assert_array_equal(again, whole)

@@ -12,13 +12,13 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.sets import coco, lvis, refcoco, registry, selection, voc
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.transforms import Squash, unsquash
 from tests.fixtures import layouts
 
 
-def refusing() -> Tally:
-    return Tally("refuse")
+def refusing() -> BadRecordLog:
+    return BadRecordLog("refuse")
 
 
 def test_voc2007(tmp_path):
@@ -81,10 +81,10 @@ def test_refcoco(tmp_path, by):
     source = registry.load("refcoco", tmp_path, refusing(), by)
     assert len(source) == 2
     first = source[0]
-    assert first["said"] == ["brown dog", "dog at the café"] and first["names"] == ["dog", "dog"]
+    assert first["query_text"] == ["brown dog", "dog at the café"] and first["names"] == ["dog", "dog"]
     assert first["ids"] == [3007, 3007] and first["sentences"][1] == {"sent_id": 11, "ref_id": 1, "ann_id": 3007}
     np.testing.assert_array_equal(first["boxes"][0], [4, 4, 34, 44])
-    assert registry.load("refcoco:train", tmp_path, refusing(), by)[0]["said"] == ["right person"]
+    assert registry.load("refcoco:train", tmp_path, refusing(), by)[0]["query_text"] == ["right person"]
     with pytest.raises(UserError, match=r"refcoco testB .*: no such split; refs.* has testA, train"):
         registry.load("refcoco:testB", tmp_path, refusing(), by)
 
@@ -123,14 +123,14 @@ def test_a_pickle_that_calls_something_is_refused_unrun(tmp_path):
 
 
 def chosen(root, spec="pvoc", **options):
-    tally = refusing()
+    bad_records = refusing()
     return selection.select(
-        registry.load(spec, root, tally), selection.Rules(**options).steps({"tvmonitor": "tv monitor"})
+        registry.load(spec, root, bad_records), selection.Rules(**options).steps({"tvmonitor": "tv monitor"})
     )
 
 
 def said(source):
-    return [source.describe(i)["said"] for i in range(len(source))]
+    return [source.describe(i)["query_text"] for i in range(len(source))]
 
 
 def test_the_papers_rule_is_the_default(tmp_path):
@@ -140,17 +140,21 @@ def test_the_papers_rule_is_the_default(tmp_path):
         ["person", "tvmonitor"],
         ["cat", "cat"],
     ]  # difficult ones stay; 4 objects are too many
-    assert source.counts == [("in the set", 5, 9), ("AtMost", 4, 5), ("WithObjects", 3, 5)]
+    assert source.counts == [("in the set", 5, 9), ("MaxAnnotations", 4, 5), ("WithObjects", 3, 5)]
 
 
 def test_the_other_rules(tmp_path):
     root = layouts.voc2007(tmp_path / "voc")
     assert said(chosen(root, difficult=False))[1] == ["person"]
-    assert said(chosen(root, most=0))[2] == ["cat"] * 4
+    assert said(chosen(root, max_annotations=0))[2] == ["cat"] * 4
     assert said(chosen(root, names="readable"))[1] == ["person", "tv monitor"]
     one = chosen(root, one_per_class=True)
     assert said(one)[2] == ["cat"] and one.describe(2)["boxes"].tolist() == [[19, 9, 60, 48]]
-    other = {name for i in range(20) for name in selection.Synonyms(i).map(one.describe(0) | {"said": ["tv"]})["said"]}
+    other = {
+        name
+        for i in range(20)
+        for name in selection.Synonyms(i).map(one.describe(0) | {"query_text": ["tv"]})["query_text"]
+    }
     assert other == {"tv", *lvis.synonyms()["tv"]} and "television set" in other
     layouts.coco(tmp_path)
     assert said(chosen(tmp_path, "coco", crowd=False))[1] == ["chair"]
@@ -165,7 +169,7 @@ def test_the_other_rules(tmp_path):
 def test_masks_follow_the_selection(tmp_path):
     layouts.coco(tmp_path)
     source = coco.instances(tmp_path, refusing(), with_masks=True)
-    record = selection.select(source, [selection.DropCrowd(), selection.AtMost(2), selection.WithObjects()])[1]
+    record = selection.select(source, [selection.DropCrowd(), selection.MaxAnnotations(2), selection.WithObjects()])[1]
     assert record["names"] == ["chair"] and record["masks"].shape == (1, 48, 64)
     np.testing.assert_array_equal(record["masks"][0], layouts.box_mask(10, 10, 20, 30))
 
@@ -184,7 +188,7 @@ def test_annotations_decide_the_orientation(tmp_path):
     assert coco.instances(tmp_path, refusing())[0]["image"].shape == (48, 64, 3)  # annotated upright: turned
     held["images"][0].update({"width": 48, "height": 64})
     (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(held))
-    assert coco.instances(tmp_path, Tally())[0]["image"].shape == (64, 48, 3)  # annotated as stored: not turned
+    assert coco.instances(tmp_path, BadRecordLog())[0]["image"].shape == (64, 48, 3)  # annotated as stored: not turned
 
 
 def test_squash_scales_boxes_and_back(tmp_path):

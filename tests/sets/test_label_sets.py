@@ -11,7 +11,7 @@ from PIL import Image
 from gem_jax.evaluation.segmentation import BACKGROUND, IGNORE, Confusion, Segmentation
 from input_pipeline.errors import UserError
 from input_pipeline.sets import lvis, names, registry
-from input_pipeline.sets.bad_records import Tally
+from input_pipeline.sets.bad_records import BadRecordLog
 from tests.fixtures import layouts
 
 
@@ -24,7 +24,7 @@ def labels_of(record) -> list[int]:
 
 
 def load(spec, root):
-    return registry.load(spec, root, Tally("refuse"))
+    return registry.load(spec, root, BadRecordLog("refuse"))
 
 
 def test_voc2012(tmp_path):

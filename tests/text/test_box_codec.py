@@ -69,12 +69,12 @@ def test_prompts():
     assert prompts.question("cat") == "In the image is a cat located at"
     for name in ("apple", "egg", "igloo", "orange", "umbrella", "Owl"):
         assert prompts.question(name) == f"In the image is an {name} located at"
-    assert prompts.split("cat", " [0,0,14,14]") == ("In the image is a cat located at", " [0,0,14,14]")
+    assert prompts.prompt_and_target("cat", " [0,0,14,14]") == ("In the image is a cat located at", " [0,0,14,14]")
 
 
 def test_curriculum_predicts_the_name_too():
     for name in ("cat", "apple"):
-        prompt, target = prompts.split(name, " [0,0,14,14]", curriculum=True)
+        prompt, target = prompts.prompt_and_target(name, " [0,0,14,14]", curriculum=True)
         assert prompt == f"In the image is {prompts.article(name)}"
         assert prompt + target == prompts.question(name) + " [0,0,14,14]"
         assert name in target

@@ -85,7 +85,7 @@ def test_text_survives_the_tokenizer(tokenizer):
 
 def test_look_questions_line_up_with_their_answers(tokenizer, records):
     record = next(r for r in records if len(r["names"]) == 2)
-    out = captions.LookQuestions(tokenizer, most=3).map(record)
+    out = captions.LookQuestions(tokenizer, max_objects=3).map(record)
     assert out["ids"].shape == (12, 12) and (out["slot"] >= 0).sum() == 8
     for ids, answer, slot in zip(out["ids"], out["answer"], out["slot"], strict=True):
         if slot >= 0:
@@ -97,7 +97,7 @@ def test_look_questions_line_up_with_their_answers(tokenizer, records):
 
 def test_an_image_of_several_tokens(tokenizer, records):
     record = next(r for r in records if len(r["names"]) == 2)
-    one, three = (captions.LookQuestions(tokenizer, most=3, image="<image>" * n).map(record) for n in (1, 3))
+    one, three = (captions.LookQuestions(tokenizer, max_objects=3, image="<image>" * n).map(record) for n in (1, 3))
     np.testing.assert_array_equal(three["ids"][:8, 2:][one["ids"][:8] != 0], one["ids"][:8][one["ids"][:8] != 0])
     assert ((three["ids"] == tokenizer.convert_tokens_to_ids("<image>")).sum(1)[:8] == 3).all()
     one, three = (

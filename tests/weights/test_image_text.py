@@ -16,12 +16,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gem_jax import GEM, pretrained
-from gem_jax.attention import METHODS, method
+from gem_jax.attention import method
 from input_pipeline.errors import UserError
 from pin_jax.models.clip import BACKBONES, CLIP, CLIPConfig, TextConfig
 from pin_jax.models.vit import ViTConfig
 from tests.fixtures import gem_models
-from tests.fixtures.golden_files import GOLDEN, split
+from tests.fixtures.golden_files import GOLDEN, split_weights
 
 NAMES = ("model_clip_quick_gelu", "model_clip_gelu", "model_siglip", "model_blip")
 
@@ -66,7 +66,7 @@ def test_golden(golden, name, tmp_path):
 def test_live_torch(name, tmp_path):
     from tests.fixtures.golden.make_image_text import reference
 
-    compare(tmp_path / "m", *split(reference(name, seed=7)))
+    compare(tmp_path / "m", *split_weights(reference(name, seed=7)))
 
 
 @pytest.mark.parametrize("name", ["model_siglip", "model_blip"])
@@ -226,7 +226,7 @@ def test_published_size(name):
     size = config.vision.image_size
     pixels, ids = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32), jax.ShapeDtypeStruct((3, 77), jnp.int32)
     params = {"params": pretrained.skeleton(CLIP(config))}
-    for name in METHODS:
+    for name in ATTENTION_METHODS:
         stream = method(name, config.vision)
 
         def tokens(params, pixels, stream=stream):

@@ -38,7 +38,7 @@ def inputs(vlm, kind):
     size = vlm.codec.image_size
     pixels = vlm.pixels(np.random.default_rng(0).integers(0, 255, (2, size, size, 3), np.uint8))
     ids, mask = vlm.tokenize([vlm.frame.prompt("In the image is a cat located at")] * 2)
-    labels = {"labels": jnp.asarray(ids[:, -3:])} if vlm.frame.apart else {}
+    labels = {"labels": jnp.asarray(ids[:, -3:])} if vlm.frame.encoder_decoder else {}
     return pixels, jnp.asarray(ids), jnp.asarray(mask), labels
 
 
@@ -61,22 +61,22 @@ def test_training_texts(folder):
     """What the model reads and what counts: one text for OPT, two for T5."""
     vlm, _ = pin_jax.load_vlm(folder)
     questions = BoxQuestions(vlm.tokenizer, vlm.codec, 2, 24, vlm.frame)
-    record = {"said": ["cat"], "cells": np.array([[1, 2, 3, 4]]), "image": np.zeros((2, 2, 3))}
+    record = {"query_text": ["cat"], "cells": np.array([[1, 2, 3, 4]]), "image": np.zeros((2, 2, 3))}
     out = questions.random_map(record, np.random.default_rng(0))
     image, end = vlm.model.config.image_token, vlm.model.config.end_token
     assert vlm.tokenizer.convert_ids_to_tokens(end) == "</s>"
-    answer = "labels" if vlm.frame.apart else "ids"
+    answer = "labels" if vlm.frame.encoder_decoder else "ids"
     counted = out[answer][0][out["target"][0] > 0]
     assert vlm.tokenizer.decode(counted).startswith(" [2,4,8,10]") and counted[-1] == end
     assert (out["ids"][0] == image).sum() == tiny_blip2.QUERIES and not (out["ids"][1] == image).any()
     read = vlm.tokenizer.decode(out["ids"][0], skip_special_tokens=True)
-    assert read == "In the image is a cat located at" + ("" if vlm.frame.apart else " [2,4,8,10]")
-    texts = vlm.read(np.stack([counted, counted]))
+    assert read == "In the image is a cat located at" + ("" if vlm.frame.encoder_decoder else " [2,4,8,10]")
+    texts = vlm.detokenize(np.stack([counted, counted]))
     box, parsed = vlm.codec.decode(texts[0])
     assert parsed and box.tolist() == [2, 4, 8, 10]
     with pytest.raises(ValueError, match="config.text_length"):
         BoxQuestions(vlm.tokenizer, vlm.codec, 2, 8, vlm.frame).random_map(record, np.random.default_rng(0))
-    shapes = train.batch_shapes(tiny_blip2.config_for(folder), vlm, len(questions._encode(vlm.frame.front)))
+    shapes = train.batch_shapes(tiny_blip2.config_for(folder), vlm, len(questions._encode(vlm.frame.prefix)))
     for key, value in out.items():
         if key != "image":
             assert shapes[key].shape[2] == value.shape[1], key
