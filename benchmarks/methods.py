@@ -27,6 +27,7 @@ from pin_jax import methods, train  # noqa: E402
 from pin_jax.models.blip2 import Blip2  # noqa: E402
 from pin_jax.runtime import flops, reporting  # noqa: E402
 from pin_jax.vlm import VLM, load, skeleton  # noqa: E402
+from pin_jax.weights.parameters import count_parameters  # noqa: E402
 
 NAMES = ("pin", "vpt_f", "coop", "vpt_v", "lora_v")
 QUESTIONS = 2

@@ -10,7 +10,7 @@ import numpy as np
 
 from input_pipeline.cache import Cache
 from input_pipeline.text.box_codec import BoxCodec
-from input_pipeline.text.prompts import Frame
+from input_pipeline.text.prompts import Frame, prompt_and_target
 
 KEPT = 50_000  # encoded texts: every prompt, and all 18,496 boxes
 

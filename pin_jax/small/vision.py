@@ -29,8 +29,7 @@ class BagOfWords(grain.transforms.Map):
     """A scene as its image and the words of its caption, padded to `max_objects` objects.
 
     Returns image uint8[H, W, 3] (or the record's `vision`), names int32[max_objects] (-1 pads) and looks
-    int32[max_objects, 4]
-    (-1: not said).
+    int32[max_objects, 4] (-1: not said).
     """
 
     names: tuple[str, ...]

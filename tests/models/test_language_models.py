@@ -15,6 +15,7 @@ from pin_jax.models.vit import ViTConfig
 from pin_jax.weights.convert import convert
 from pin_jax.weights.openflamingo.rules import openflamingo
 from tests.fixtures import tiny
+from tests.fixtures.golden_files import split_weights
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 NEOX = GPTNeoXConfig(vocab=48, width=32, depth=4, heads=4, mlp=64)

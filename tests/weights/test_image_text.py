@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gem_jax import GEM, pretrained
-from gem_jax.attention import method
+from gem_jax.attention import ATTENTION_METHODS, method
 from input_pipeline.errors import UserError
 from pin_jax.models.clip import BACKBONES, CLIP, CLIPConfig, TextConfig
 from pin_jax.models.vit import ViTConfig
