@@ -46,7 +46,7 @@ def test_a_truncated_or_absent_file_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("failure", "query_text"),
+    ("failure", "said"),
     [(errors.RepositoryNotFoundError, "the hub has no such repository"), (errors.GatedRepoError, "asks for consent")],
 )
 def test_what_the_hub_refuses_is_one_line(monkeypatch, failure, said):

@@ -114,7 +114,7 @@ def test_the_hostile_pickles_would_run_if_loaded_as_pickles(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("main", "query_text"),
+    ("main", "said"),
     [
         (b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93.", r"wants collections.OrderedDict.__init__"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n.", "holds a function"),  # a constructor, not what it makes
