@@ -17,44 +17,15 @@ from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
 from input_pipeline.pasted import backgrounds, cutouts, packed, packing
 from input_pipeline.pasted.scenes import SceneConfig, Scenes
-from input_pipeline.sets import lvis
 from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.transforms import Only
 from pin_jax.programs import prepare
 from tests.fixtures import layouts
 
-NAMES = ("aerosol_can", "alarm_clock", "airplane", "sofa", "flowerpot", "projectile_(weapon)", "water_bottle")
-COLOURS = ("red", "lime", "blue", "cyan", "yellow", "magenta", "white")
-
-
-def cutout(path: pathlib.Path, colour: str, size=(60, 40)) -> None:
-    """A disc of a colour with a soft edge, and a transparent border to trim."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    y, x = np.mgrid[: size[1], : size[0]]
-    away = np.hypot((x - size[0] / 2) / (size[0] / 2 - 4), (y - size[1] / 2) / (size[1] / 2 - 4))
-    pixels = np.array(Image.new("RGBA", size, colour))
-    pixels[..., 3] = (np.clip(1.1 - away, 0, 0.3) / 0.3 * 255).astype(np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
-def pool(root: pathlib.Path, by: str) -> str:
-    """A pool of one file a name, in one of the layouts; the spec that names it."""
-    paths = {name: f"{name}/0001.png" for name in NAMES}
-    for name, colour in zip(NAMES, COLOURS, strict=True):
-        cutout(root / "images" / paths[name], colour)
-    if by == "name":
-        held = {name: [path] for name, path in paths.items()}
-    else:
-        numbers = {name.replace("_(weapon)", ""): k for k, name in enumerate(lvis.names.table("lvis").column("name"))}
-        numbers["projectile"] = lvis.names.table("lvis").column("name").index("projectile_(weapon)")
-        held = {str(numbers[n.replace("_(weapon)", "")]): [f"*images/{path}"] for n, path in paths.items()}
-    (root / "pool.json").write_text(json.dumps(held))
-    return f"xpaste:{root / 'pool.json'}"
-
 
 @pytest.mark.parametrize("by", ["name", "index"])
 def test_xpaste_pools_and_the_papers_split(tmp_path, by):
-    spec = pool(tmp_path, by)
+    spec = layouts.xpaste(tmp_path, by)
     assert cutouts.load(spec, "train").names == ["aerosol can", "alarm clock", "water bottle"]
     # COCO's by synset (airplane; a flowerpot is its potted plant), VOC's by synonym (sofa): pasted for validation.
     assert cutouts.load(spec, "held_out").names == ["airplane", "flowerpot", "sofa"]
@@ -67,7 +38,7 @@ def test_xpaste_pools_and_the_papers_split(tmp_path, by):
 
 
 def test_names_are_left_out_of_any_source(tmp_path):
-    pool(tmp_path, "name")
+    layouts.xpaste(tmp_path)
     left = cutouts.load(f"folder:{tmp_path / 'images'}", "all", ("@coco", "@voc", "projectile"))
     assert left.names == ["aerosol can", "alarm clock", "water bottle"]
 
@@ -82,17 +53,9 @@ def test_a_pool_of_another_form_is_one_line(tmp_path, held, words):
         cutouts.load(f"xpaste:{tmp_path / 'pool.json'}")
 
 
-def bg20k(root: pathlib.Path) -> str:
-    """BG-20k's two folders."""
-    for k in range(5):
-        layouts.photo(root / "train" / f"h_{k:08d}.jpg", k, (90, 60))
-    layouts.photo(root / "testval" / "h_00000009.jpg", 9, (60, 90))
-    return f"folder:{root}"
-
-
 def config_for(root, **changes) -> ConfigDict:
     config = prepare_config.get_config()
-    config.update({"cutouts": pool(root, "name"), "backgrounds": bg20k(root / "bg"), "side": 64} | changes)
+    config.update({"cutouts": layouts.xpaste(root), "backgrounds": layouts.bg20k(root / "bg"), "side": 64} | changes)
     return config
 
 
