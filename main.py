@@ -1,29 +1,29 @@
 """Flags, distributed start-up, then the run that the config names.
 
-python main.py --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny [--config.lr=3e-4 ...]
+python main.py                                                      # what there is to run
+python main.py --config=configs/pin_flamingo.py:tiny [--workdir=runs/tiny] [--config.lr=3e-4 ...]
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import os
 import pathlib
 import re
 import sys
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from configs.lib import limits
+from configs.lib import catalogue, limits
 from input_pipeline.errors import UserError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that there is no torch: none is needed
 logging.set_verbosity(logging.WARNING)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :variant; override by --config.name=value.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that a run writes.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that a run writes; runs/CONFIG-VARIANT if none.")
 # program -> module with `run(config, workdir)`
 PROGRAMS = {
     "pin": "pin_jax.programs.pin",
@@ -44,15 +44,10 @@ def _given(argv: list[str]) -> tuple[str, str]:
 
 def _override_error(argv: list[str], error: Exception) -> str:
     """One line for a config file or an override that does not parse; names the nearest right entry."""
-    path, variant = _given(argv)
     try:
-        spec = importlib.util.spec_from_file_location("given_config", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config(variant) if variant else module.get_config()
+        entries = [path for path, _ in catalogue.entries(catalogue.get_config(*_given(argv)))]
     except Exception as inner:  # the config file itself refuses
         return " ".join(str(inner).split())
-    entries = _entries(config)
     for argument in argv:
         name = re.match(r"--?config\.([^=]+)", argument)
         if name and name[1] not in entries:
@@ -61,20 +56,16 @@ def _override_error(argv: list[str], error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _entries(config: ConfigDict, prefix: str = "") -> list[str]:
-    out = []
-    for key, value in config.items():
-        out += _entries(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
-    return out
-
-
 def _parse(argv: list[str]) -> list[str]:
-    path, _ = _given(argv)
+    path, variant = _given(argv)
     if path and not pathlib.Path(path).is_file():
         near = difflib.get_close_matches(path, sorted(str(p) for p in pathlib.Path("configs").glob("*.py")), 1, 0.3)
         sys.exit(f"error: --config={path}: no such file{f'; did you mean {near[0]}?' if near else ''}")
     try:
-        return app.parse_flags_with_usage(argv) if "--help" in argv or "-h" in argv else flags.FLAGS(argv)
+        if len(argv) == 1 or {"--help", "-h", "-help", "--helpfull"} & set(argv):
+            print(catalogue.of_config(path, variant) if path else catalogue.of_all())
+            sys.exit(0)
+        return flags.FLAGS(argv)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
         sys.exit(f"error: {_override_error(argv, error)}")
 
@@ -91,18 +82,26 @@ def _distributed() -> None:
         jax.distributed.initialize()
 
 
+def _workdir() -> pathlib.Path:
+    """--workdir, or one that the config names, which is said."""
+    if WORKDIR.value is not None:
+        return pathlib.Path(WORKDIR.value)
+    from pin_jax.runtime import reporting  # not above: it imports JAX
+
+    workdir = catalogue.workdir(*_given(sys.argv))
+    reporting.say(f"workdir: {workdir} (another: --workdir=FOLDER)")
+    return workdir
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: {argv[1]!r} is not a flag; overrides are written --config.name=value")
-    for flag, value in (("config", CONFIG.value), ("workdir", WORKDIR.value)):
-        if value is None:
-            sys.exit(
-                f"error: --{flag} is missing; for example --config=configs/pin_flamingo.py:tiny --workdir=runs/tiny"
-            )
+    if CONFIG.value is None:
+        sys.exit("error: --config is missing; for example --config=configs/pin_flamingo.py:tiny (all: python main.py)")
     try:
         limits.check(CONFIG.value)
         _distributed()
-        importlib.import_module(PROGRAMS[CONFIG.value.program]).run(CONFIG.value, pathlib.Path(WORKDIR.value))
+        importlib.import_module(PROGRAMS[CONFIG.value.program]).run(CONFIG.value, _workdir())
     except UserError as error:
         sys.exit(f"error: {error}")
 

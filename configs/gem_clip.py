@@ -10,7 +10,10 @@ from ml_collections import ConfigDict
 
 from configs.lib import variants
 
-VARIANTS = ("", "tiny")
+VARIANTS = {
+    "": "a published CLIP, on one's own pictures or a published set",
+    "tiny": "the small CLIP that ships, all methods evaluated",
+}
 CHOICES = {"eval": variants.evaluate_maps}
 
 

@@ -9,13 +9,17 @@ Variants: none, the small models that ship; `full`, the published ones (give cut
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("", "full", "smoke")
+VARIANTS = {
+    "": "the small models that ship, hours on two cores",
+    "full": "the published models, at the published budget",
+    "smoke": "minutes, to see that it runs",
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The table that `variant` names; every entry can be overridden on the command line."""
     if variant not in VARIANTS:
-        raise ValueError(f"configs/pin_table.py has no variant {variant!r}; expected none, {', '.join(VARIANTS[1:])}")
+        raise ValueError(f"configs/pin_table.py has no variant {variant!r}; expected none, full or smoke")
     config = ConfigDict()
     config.program = "pin_table"
     # Names, separated by commas; the entries below say which configs they are.

@@ -9,13 +9,20 @@ with OpenFlamingo's resampler; `blip2`, the small BLIP-2; each with `_smoke`, mi
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("", "smoke", "perceiver", "perceiver_smoke", "blip2", "blip2_smoke")
+VARIANTS = {
+    "": "the small Flamingo that ships, hours on two cores",
+    "smoke": "the same in minutes",
+    "perceiver": "a second one, with OpenFlamingo's resampler",
+    "perceiver_smoke": "the same in minutes",
+    "blip2": "the small BLIP-2 that ships",
+    "blip2_smoke": "the same in minutes",
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The recipe; `smoke` cuts every stage short."""
     if variant not in VARIANTS:
-        raise ValueError(f"configs/tiny_vlm.py has no variant {variant!r}; expected none, {', '.join(VARIANTS[1:])}")
+        raise ValueError(f"configs/tiny_vlm.py has no variant {variant!r}; expected none, {', '.join([*VARIANTS][1:])}")
     config = ConfigDict()
     config.program = "tiny_vlm"
     config.run = "train"  # train, evaluate, ask

@@ -40,9 +40,27 @@ def check(config: ConfigDict) -> None:
                 raise UserError(f"config.{path} {value}: expected 0 or above")
             if names & SHARES and not 0 <= number <= 1:
                 raise UserError(f"config.{path} {value}: expected a share, from 0 to 1")
+    if config.program == "pin":
+        _demand(config)
     asked = config.get("eval", {})
     if asked.get("images", 1) == 0 and asked.get("source", "scenes") == "scenes":
         raise UserError("config.eval.images 0: expected above 0; only of a published set 0 is all")
+
+
+def _demand(config: ConfigDict) -> None:
+    """Refuses a run of PIN that draws scenes (to train, to evaluate on, for worked examples) of data not given."""
+    on_scenes = config.eval.source == "scenes" or config.eval.context
+    if config.run != "train" and not (config.run in ("evaluate", "inspect") and on_scenes):
+        return
+    for entry, what, example in (
+        ("cutouts", "cut-outs", "xpaste:pool.json"),
+        ("backgrounds", "photographs", "folder:bg20k"),
+    ):
+        if not config.scenes[entry]:
+            raise UserError(
+                f"config.scenes.{entry} is empty: the published recipe wants your {what}, such as"
+                f" --config.scenes.{entry}={example} (all sources: docs/data.md)"
+            )
 
 
 def _entries(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

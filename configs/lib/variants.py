@@ -6,19 +6,21 @@ changes the config; a config file names those that it knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 from ml_collections import ConfigDict
 
 Choice = Callable[[ConfigDict, str], None]
 
 
-def parse(given: str, file: str, variants: Sequence[str], choices: Mapping[str, Choice]) -> tuple[str, dict[str, str]]:
+def parse(
+    given: str, file: str, variants: Collection[str], choices: Mapping[str, Choice]
+) -> tuple[str, dict[str, str]]:
     """`tiny,eval=pvoc` -> ("tiny", {"eval": "pvoc"}).
 
     Args:
       given: what stood behind the colon. file: for the error.
-      variants: the first is the default. choices: those that the file knows.
+      variants: names, or names and a line of help each; the first is the default. choices: those that the file knows.
 
     Raises:
       ValueError: a variant or choice that the file does not know, or one given twice.
@@ -36,7 +38,7 @@ def parse(given: str, file: str, variants: Sequence[str], choices: Mapping[str, 
             raise ValueError(f"{file}: {part!r} is no choice{_said(choices)}, each once")
         else:
             values[name] = value
-    return chosen or variants[0], values
+    return chosen or next(iter(variants)), values
 
 
 def apply(config: ConfigDict, values: Mapping[str, str], choices: Mapping[str, Choice]) -> ConfigDict:

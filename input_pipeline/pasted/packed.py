@@ -73,13 +73,11 @@ class Pack:
 
 
 class PackedCutouts:
-    """Packed cut-outs of a split, with the interface of `cutouts.Cutouts`."""
+    """Packed cut-outs, with the interface of `cutouts.Cutouts`."""
 
-    def __init__(self, folder: str | pathlib.Path, split: str = "all", kept: list[int] | None = None):
-        self.pack, self.split = Pack(folder, "cutouts"), split
-        index = self.pack.index
-        every = range(index["count"])
-        self.kept = [k for k in every if split == "all" or index["splits"][k] == split] if kept is None else kept
+    def __init__(self, folder: str | pathlib.Path, kept: list[int] | None = None):
+        self.pack = Pack(folder, "cutouts")
+        self.kept = list(range(self.pack.index["count"])) if kept is None else kept
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -88,11 +86,20 @@ class PackedCutouts:
     def names(self) -> list[str]:
         return [self.pack.index["names"][k] for k in self.kept]
 
+    @property
+    def kind(self) -> str:
+        """Of the source that they were packed from, as its spec begins."""
+        return self.pack.index["source"].partition(":")[0]
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Name -> split of what they were packed from."""
+        return {self.pack.index["names"][k]: self.pack.index["splits"][k] for k in self.kept}
+
     def keep(self, names: Iterable[str]) -> PackedCutouts:
         """The cut-outs whose name is in `names`."""
         names = set(names)
-        kept = [k for k in self.kept if self.pack.index["names"][k] in names]
-        return PackedCutouts(self.pack.folder, self.split, kept)
+        return PackedCutouts(self.pack.folder, [k for k in self.kept if self.pack.index["names"][k] in names])
 
     def drop(self, names: Iterable[str]) -> PackedCutouts:
         """The cut-outs whose name is not in `names`."""

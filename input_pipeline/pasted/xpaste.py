@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
 from input_pipeline.errors import UserError
 from input_pipeline.sets import lvis
@@ -54,14 +53,3 @@ def _file(top: pathlib.Path, path: str) -> pathlib.Path:
     relative = given.relative_to("/") if given.is_absolute() else given
     options = [top / "images" / relative, top / relative, *([pathlib.Path(given)] if given.is_absolute() else [])]
     return next((option for option in options if option.is_file()), options[0])
-
-
-def splits(names: Any) -> dict[str, list[str]]:
-    """The names of each split: COCO's and VOC's are held out for validation, `projectile` is in neither."""
-    known = sorted(set(names) - set(lvis.NEVER))
-    held = lvis.held_out()
-    return {
-        "train": [name for name in known if name not in held],
-        "held_out": [name for name in known if name in held],
-        "all": known,
-    }

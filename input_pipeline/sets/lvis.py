@@ -1,17 +1,14 @@
-"""LVIS's categories: synonyms, and which of them are COCO's or VOC's and stay out of training (PIN, section 4)."""
+"""LVIS's categories: their names, synonyms, and which of them are COCO's or VOC's."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 
 from input_pipeline.errors import UserError
 from input_pipeline.sets import names
 from input_pipeline.sets.names import normalise
 
 GROUPS = ("@coco", "@voc")
-EVALUATED = GROUPS
-NEVER = ("projectile",)  # the recipe leaves it out of training and of validation
 
 
 @functools.cache
@@ -55,16 +52,3 @@ def group(which: str) -> frozenset[str]:
     return frozenset(
         normalise(name) for name, _, others in table.rows if wanted & {normalise(other) for other in others.split("|")}
     )
-
-
-def spelled_out(exclude: Iterable[str]) -> set[str]:
-    """Names to leave out, with the groups among them as their names."""
-    out: set[str] = set()
-    for name in exclude:
-        out |= group(name) if name.startswith("@") else {normalise(name)}
-    return out
-
-
-def held_out() -> frozenset[str]:
-    """The names of the synthetic zero-shot validation: COCO's and VOC's."""
-    return frozenset(spelled_out(EVALUATED))

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from configs.lib import limits
 from input_pipeline.errors import UserError
 from pin_jax import evaluate
 from pin_jax.programs import pin
@@ -141,6 +142,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     ]
     weights: dict[pathlib.Path, str] = {}
     for row, folder in rows:  # all are checked before any runs
+        limits.check(row)
         if has_run(row, folder):
             refuse_other_weights(folder, weights)
     for number, (row, folder) in enumerate(rows, 1):

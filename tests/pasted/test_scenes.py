@@ -10,6 +10,7 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.pasted import backgrounds, cutouts
+from input_pipeline.pasted import names as naming
 from input_pipeline.pasted.scenes import SceneConfig, Scenes
 from tests.pasted.test_paste import is_uniform
 
@@ -73,7 +74,7 @@ def test_twins_share_a_name_as_often_as_asked():
 
 
 def test_twemoji_name_splits_are_disjoint():
-    train, held_out, both = (set(cutouts.twemoji(split).names) for split in cutouts.SPLITS)
+    train, held_out, both = (set(cutouts.load("twemoji", split).names) for split in naming.SPLITS)
     assert train and held_out and not train & held_out and train | held_out == both
     assert {n for s in ("train", "held_out") for n in Scenes(dataclasses.replace(CONFIG, split=s), 0, 1).names} == both
     for name in both:
@@ -82,8 +83,8 @@ def test_twemoji_name_splits_are_disjoint():
 
 def test_split_names_are_disjoint():
     names = [f"n{i:02}" for i in range(20)] * 2
-    train, held_out = cutouts.split_names(names, "train"), cutouts.split_names(names, "held_out")
-    assert held_out == ["n05", "n11", "n17"] and sorted(train + held_out) == sorted(set(names))
+    train, held_out = naming.choose("folder", names, "train"), naming.choose("folder", names, "held_out")
+    assert held_out == {"n05", "n11", "n17"} and train | held_out == set(names) and not train & held_out
 
 
 def test_every_twemoji_and_background_can_be_read():
@@ -93,7 +94,7 @@ def test_every_twemoji_and_background_can_be_read():
         assert name == source.names[i] and image.mode == "RGBA"
         assert image.getchannel("A").point(lambda a: 255 if a >= 16 else 0).getbbox() == (0, 0, *image.size)
     assert all(path.is_file() for _, path in source.entries)
-    photos = {split: backgrounds.load("photos", split) for split in cutouts.SPLITS}
+    photos = {split: backgrounds.load("photos", split) for split in naming.SPLITS}
     assert not set(photos["train"].paths) & set(photos["held_out"].paths)
     assert all(path.is_file() for path in photos["all"].paths)
 

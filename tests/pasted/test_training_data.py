@@ -43,6 +43,16 @@ def test_names_are_left_out_of_any_source(tmp_path):
     assert left.names == ["aerosol can", "alarm clock", "water bottle"]
 
 
+def test_groups_that_a_source_holds_out_stay_its_validation(tmp_path, prepared):
+    spec, groups = pool(tmp_path, "name"), ("@coco", "@voc")
+    pack = f"packed:{prepared[0] / 'packed' / 'cutouts'}"
+    for source in (spec, pack):  # the default of the published recipe
+        assert set(cutouts.load(source, "train", groups).names) <= {"aerosol can", "alarm clock", "water bottle"}
+        assert cutouts.load(source, "held_out", groups).names == ["airplane", "flowerpot", "sofa"]
+        assert cutouts.load(source, "held_out", (*groups, "sofa")).names == ["airplane", "flowerpot"]
+        assert not {"airplane", "sofa"} & set(cutouts.load(source, "all", groups).names)
+
+
 @pytest.mark.parametrize("held, words", [
     ({"5000": []}, "category 5000; LVIS has 0 to 1202"), ({"cat": "cat.png"}, "'cat' is not a list of paths"),
     ([1], "a list; expected an object"), ({"cat": [{"path": 3}]}, "'cat' is not a list of paths"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from configs import gem_clip, pin_blip2, pin_flamingo, pin_table, prepare, tiny_clip, tiny_vlm
@@ -9,11 +11,18 @@ from configs.lib import limits
 from input_pipeline.errors import UserError
 
 
+def given(config):
+    """With the data that a published variant demands."""
+    config.scenes.update({"cutouts": "xpaste:pool.json", "backgrounds": "folder:bg20k"})
+    return config
+
+
 @pytest.mark.parametrize(
     "config",
     [
-        pin_flamingo.get_config("tiny"), pin_flamingo.get_config("3b"), pin_flamingo.get_config("9b,eval=coco"),
-        pin_blip2.get_config("tiny"), pin_blip2.get_config("opt-2.7b,curriculum=on"),
+        pin_flamingo.get_config("tiny"), given(pin_flamingo.get_config("3b")),
+        given(pin_flamingo.get_config("9b,eval=coco")),
+        pin_blip2.get_config("tiny"), given(pin_blip2.get_config("opt-2.7b,curriculum=on")),
         pin_table.get_config(), pin_table.get_config("full"), pin_table.get_config("smoke"),
         gem_clip.get_config("tiny"), gem_clip.get_config("eval=voc"), tiny_clip.get_config("smoke"),
         tiny_vlm.get_config(), tiny_vlm.get_config("blip2"), tiny_vlm.get_config("perceiver_smoke"),
@@ -48,3 +57,21 @@ def test_a_number_that_cannot_be_is_named(module, changes, words):
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=words):
         limits.check(config)
+
+
+@pytest.mark.parametrize(
+    ("run", "source", "context", "refused"),
+    [
+        ("train", "pvoc", (), True), ("evaluate", "scenes", (), True), ("evaluate", "pvoc", (2,), True),
+        ("inspect", "scenes", (), True), ("evaluate", "pvoc", (), False), ("predict", "scenes", (2,), False),
+        ("compile", "scenes", (2,), False),
+    ],
+)  # fmt: skip
+def test_published_variants_demand_their_data(run, source, context, refused):
+    config = pin_blip2.get_config("opt-2.7b")
+    config.run, config.eval.source, config.eval.context = run, source, context
+    for entry, example in (("cutouts", "xpaste:pool.json"), ("backgrounds", "folder:bg20k")):
+        with pytest.raises(UserError, match=f"scenes.{entry} is empty.*{example}") if refused else nullcontext():
+            limits.check(config)
+        config.scenes[entry] = example
+    limits.check(config)

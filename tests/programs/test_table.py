@@ -47,7 +47,7 @@ def ran(monkeypatch):
         extra = {"config": json.loads(config.to_json_best_effort()), "seconds": {"evaluation": 5.0}}
         reporting.write_json(folder / "results.json", rows | extra)
 
-    monkeypatch.setattr(table.runs, "run", train_row)
+    monkeypatch.setattr(table.pin, "run", train_row)
     monkeypatch.setattr(table, "frozen_rows", frozen)
     return done
 

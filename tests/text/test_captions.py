@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from input_pipeline.pasted import cutouts, looks
+from input_pipeline.pasted.names import twemoji_table
 from input_pipeline.pasted.scenes import SceneConfig, Scenes
 from input_pipeline.text import captions, word_tokenizer
 from input_pipeline.text.box_codec import BoxCodec
 
 CODEC = BoxCodec(160, 16)
-NAMES = tuple(sorted(cutouts.twemoji_table()))
+NAMES = tuple(sorted(twemoji_table()))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,105 @@
+"""What there is to run: the configs of this folder, their variants and runs, for `python main.py` and `--help`."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import re
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+CONFIGS = pathlib.Path(__file__).parents[1]
+# program -> what config.run may name; the first is what its configs run
+RUNS = {
+    "pin": {
+        "train": "trains a method, then evaluates it and draws",
+        "evaluate": "scores an insert, on scenes or on a published set (config.eval.source)",
+        "predict": "boxes of names in one's own picture (config.image, config.prompts)",
+        "inspect": "what an insert has learned, and where its errors lie",
+        "compile": "compiles for a TPU slice that is not there: memory and time of a step (config.topology)",
+    },
+    "gem": {
+        "predict": "heat maps, a segmentation and boxes of one's own pictures (config.image, config.prompts)",
+        "evaluate": "scores every method of config.methods (config.source)",
+    },
+    "tiny_vlm": {
+        "train": "makes the model",
+        "evaluate": "what it knows of looks",
+        "ask": "what it says of one's own picture (config.image, config.prompts)",
+    },
+    "tiny_clip": {"train": "makes the model", "evaluate": "what it knows of whole pictures"},
+}
+
+
+def load(path: str | pathlib.Path) -> types.ModuleType:
+    """A config file as a module."""
+    spec = importlib.util.spec_from_file_location(f"given_{pathlib.Path(path).stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def get_config(path: str | pathlib.Path, variant: str = "") -> ConfigDict:
+    """The config of a file and a variant."""
+    module = load(path)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def entries(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Path (`eval.images`) and value of every entry."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from entries(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def workdir(path: str, variant: str) -> pathlib.Path:
+    """Where a run writes that names no folder: runs/CONFIG-VARIANT."""
+    name = variant or next(iter(getattr(load(path), "VARIANTS", {"": ""})))
+    name = "-".join(filter(None, (pathlib.Path(path).stem, re.sub(r"[^\w.+=,-]", "_", name))))
+    return pathlib.Path("runs") / name[:200]
+
+
+def _about(module: types.ModuleType) -> str:
+    """The first sentence of a file."""
+    return re.split(r"\.(?:\s|$)", " ".join((module.__doc__ or "").split()), maxsplit=1)[0]
+
+
+def of_all() -> str:
+    """Every config with its variants and runs, a line each."""
+    lines = [
+        "python main.py --config=FILE[:VARIANT] [--workdir=FOLDER] [--config.NAME=VALUE ...]",
+        "python main.py --config=FILE[:VARIANT] --help      # the entries of a config",
+    ]
+    for path in sorted(CONFIGS.glob("*.py")):
+        module = load(path)
+        if not hasattr(module, "get_config"):
+            continue
+        lines += ["", f"configs/{path.name}: {_about(module)}"]
+        lines += _variants(module)
+        lines += _runs(module.get_config())
+    return "\n".join(lines)
+
+
+def _variants(module: types.ModuleType) -> list[str]:
+    known = getattr(module, "VARIANTS", {})
+    lines = [f"  {':' + name if name else '(none)':<22} {about}" for name, about in known.items()]
+    choices = getattr(module, "CHOICES", {})
+    return lines + ([f"  {'and, by commas':<22} {', '.join(f'{name}=' for name in choices)}"] if choices else [])
+
+
+def _runs(config: ConfigDict) -> list[str]:
+    runs = RUNS.get(config.program, {})
+    return [f"  --config.run={name:<9} {about}{' (default)' * (name == config.run)}" for name, about in runs.items()]
+
+
+def of_config(path: str, variant: str) -> str:
+    """Variants, runs and entries of one config, a line each."""
+    module, config = load(path), get_config(path, variant)
+    lines = [f"{path}: {_about(module)}", *_variants(module), *_runs(config), ""]
+    lines += [f"  --config.{name}={value!r}" for name, value in entries(config)]
+    return "\n".join(lines)
