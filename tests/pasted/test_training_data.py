@@ -44,7 +44,7 @@ def test_names_are_left_out_of_any_source(tmp_path):
 
 
 def test_groups_that_a_source_holds_out_stay_its_validation(tmp_path, prepared):
-    spec, groups = pool(tmp_path, "name"), ("@coco", "@voc")
+    spec, groups = layouts.xpaste(tmp_path), ("@coco", "@voc")
     pack = f"packed:{prepared[0] / 'packed' / 'cutouts'}"
     for source in (spec, pack):  # the default of the published recipe
         assert set(cutouts.load(source, "train", groups).names) <= {"aerosol can", "alarm clock", "water bottle"}
