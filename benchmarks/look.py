@@ -21,7 +21,7 @@ sys.path[0] = str(pathlib.Path(__file__).parent.parent)  # not this folder, in w
 from configs import gem_clip, pin_flamingo  # noqa: E402
 from gem_jax import programs as gem_runs  # noqa: E402
 from input_pipeline.errors import UserError  # noqa: E402
-from input_pipeline.pasted.cutouts import twemoji_table  # noqa: E402
+from input_pipeline.pasted.names import twemoji_table  # noqa: E402
 from input_pipeline.sets import coco  # noqa: E402
 from input_pipeline.sets.bad_records import BadRecordLog  # noqa: E402
 from input_pipeline.sets.names import normalise  # noqa: E402

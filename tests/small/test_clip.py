@@ -18,7 +18,7 @@ from gem_jax import GEM, contrastive, pretrained, programs
 from gem_jax import small as program
 from input_pipeline.errors import UserError
 from input_pipeline.pasted import looks
-from input_pipeline.pasted.cutouts import twemoji_table
+from input_pipeline.pasted.names import twemoji_table
 from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text.box_codec import BoxCodec
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD
