@@ -113,9 +113,9 @@ def box_loss(model: Any, frozen: Any, inserts: Any, batch: dict[str, jax.Array])
 
     Args:
       batch: vision float[B, N, D], ids int[B, Q, T], target float[B, Q, T]; labels int[B, Q, T] where answers stand
-        apart from their prompts.
+        apart from their prompts; with places int[B, Q, P], of the tokens that count, only they go through the head.
     """
-    texts = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k in ("ids", "target", "labels")}
+    texts = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k in ("ids", "target", "labels", "places")}
     logits, labels, weights = model.apply(
         inserts.variables(frozen), batch["vision"][:, None], texts, inserts, method="predict"
     )

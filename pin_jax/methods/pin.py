@@ -65,6 +65,7 @@ class PositionalInsert(nn.Module):
                 features,
                 kernel_init=_torch_linear,
                 bias_init=lambda rng, shape, dtype, fan_in=fan_in: _torch_linear(rng, shape, dtype, fan_in),
+                precision="highest",  # a few products of constants: worth more than what they cost
                 name=f"linear_{i}",
             )(x)
             if i < len(self.hidden):

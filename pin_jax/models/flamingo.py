@@ -16,7 +16,7 @@ from einops import rearrange
 
 from pin_jax.models import layers
 from pin_jax.models.gpt_neox import GPTNeoXConfig
-from pin_jax.models.interface import Inserts, next_tokens
+from pin_jax.models.interface import Inserts, at_places, target_tokens
 from pin_jax.models.mpt import MPTConfig
 from pin_jax.models.perceiver import Perceiver, PerceiverConfig
 from pin_jax.models.vit import ViT, ViTConfig
@@ -103,7 +103,7 @@ class GatedDecoder(nn.Module):
         config, lm = self.config, self.config.lm
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (lm.vocab, lm.width))
         self.norm = nn.LayerNorm(epsilon=lm.eps, use_bias=lm.norm_bias, dtype=lm.dtype)
-        self.head = None if lm.tied else layers.dense(lm.vocab, use_bias=False, dtype=lm.dtype)
+        self.head = None if lm.tied else layers.dense(lm.vocab, False, dtype=lm.dtype, accumulate=jnp.float32)
         _, init_blocks = self._block()
         _, init_gates = self._gate()
         x, context = jnp.zeros((1, 1, lm.width)), lm.context(jnp.arange(1), jnp.ones((1, 1), bool))
@@ -128,8 +128,9 @@ class GatedDecoder(nn.Module):
         """float[..., D] -> float32[..., V] through the head, which may be the embedding."""
         x = self.norm(x)
         if self.head is not None:
-            return self.head(x).astype(jnp.float32)
-        return jnp.einsum("...d,vd->...v", x, self.embedding.astype(x.dtype)).astype(jnp.float32)
+            return self.head(x)
+        table = self.embedding.astype(x.dtype)
+        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
 
     def media_keys(self, media: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-attention keys and values of every gated layer, float[G, B, S, H, d] each."""
@@ -222,12 +223,16 @@ class Flamingo(nn.Module):
             raise ValueError("labels: a decoder-only language model takes them as part of input_ids")
         if vision is None:
             vision = self.encode(pixels, inserts)
+        return self.lm.logits(self._read(vision, input_ids, attention_mask, inserts))
+
+    def _read(self, vision, input_ids, attention_mask, inserts):
+        """The last hidden states float[R, T, D] of whole texts."""
         x, prefix, mask = self._embed(input_ids, attention_mask, inserts)
         media = self.fuse(vision, inserts)
         visible = self._visible(self._media_index(input_ids, prefix), media)
         context = self.config.lm.context(jnp.arange(x.shape[1]), mask)
         x, _ = self.lm.run(x, self._media_keys(media), visible, context)
-        return self.lm.logits(x[:, prefix:])
+        return x[:, prefix:]
 
     def predict(
         self, vision: jax.Array, texts: dict[str, jax.Array], inserts: Inserts = Inserts()
@@ -235,13 +240,17 @@ class Flamingo(nn.Module):
         """Teacher forcing.
 
         Args:
-          texts: ids int[R, T] (pads on either side), target float[R, T], the weight of each token in the loss.
+          texts: ids int[R, T] (pads on either side) and target float[R, T], the weight of each token in the loss; with
+            places int[R, P], of those that count, only they are predicted. See the interface.
 
         Returns:
-          Logits float32[R, T - 1, V], labels int[R, T - 1], weights float[R, T - 1].
+          Logits float32[R, P, V], labels int[R, P], weights float[R, P]; P = T - 1 without places.
         """
         ids = texts["ids"][:, :-1]  # the last token is only predicted
-        return self(None, ids, ids != self.config.pad_token, inserts, vision), *next_tokens(texts)
+        hidden = self._read(vision, ids, ids != self.config.pad_token, inserts)
+        if "places" in texts:  # a token is predicted at the one before it
+            hidden = at_places(hidden, texts["places"] - 1)
+        return self.lm.logits(hidden), *target_tokens(texts, start=1)
 
     def prefill(
         self,

@@ -6,7 +6,10 @@ insert is added), `image_token`, `end_token` and `pad_token`, and with these met
   encode(pixels float[B, I, H, W, 3], inserts) -> vision tokens float[B, I, N, D]; B samples of I images each
   fuse(vision, inserts) -> media, whatever the language model reads
   __call__(pixels, input_ids int[R, T], attention_mask, inserts, vision, labels) -> logits float32[R, T, V]
-  predict(vision, texts, inserts) -> logits, labels and weights of teacher-forced texts, for the loss
+  predict(vision, texts, inserts) -> logits float32[R, P, V], labels int[R, P] and weights float[R, P] of teacher-forced
+    texts, for the loss. texts: ids int[R, T] and target float[R, T], the weight of each token; where a model reads one
+    text and writes another, labels int[R, T] too, to which target belongs. With places int[R, P], where tokens of
+    weight stand (-1 for none), only these go through the head; without, P is all that can count
   prefill(vision, input_ids, attention_mask, steps, inserts, start, ragged) -> logits float32[R, V] and a cache, with
     room for `steps` tokens more. `start` holds tokens that every answer starts with; `ragged` says that rows will be
     given different numbers of tokens
@@ -89,6 +92,24 @@ def _beside(tree: Any, extra: dict[str, Any]) -> Any:
     return {**tree, **{k: _beside(tree[k], v) if k in tree else v for k, v in extra.items()}}
 
 
-def next_tokens(texts: dict[str, jax.Array], start: int = 1) -> tuple[jax.Array, jax.Array]:
-    """Labels int[R, T - start] and weights float[R, T - start]: what a causal model predicts of `ids` and `target`."""
-    return texts["ids"][:, start:], texts["target"][:, start:]
+def target_tokens(texts: dict[str, jax.Array], of: str = "ids", start: int = 0) -> tuple[jax.Array, jax.Array]:
+    """What is predicted of teacher-forced texts: labels int[R, P] and their weights float[R, P].
+
+    Args:
+      texts: `of` int[R, T] and target float[R, T]; perhaps places int[R, P], which of the T are predicted, -1 for none.
+      start: the first of the T that is predicted where there are no places, so that P = T - start.
+    """
+    if "places" not in texts:
+        return texts[of][:, start:], texts["target"][:, start:]
+    places = texts["places"]
+    labels, weights = (jnp.take_along_axis(texts[key], places.clip(0), 1) for key in (of, "target"))
+    return labels, jnp.where(places < 0, 0, weights)
+
+
+def at_places(x: jax.Array, places: jax.Array) -> jax.Array:
+    """The rows of x float[R, T, D] at places int[R, P] -> float[R, P, D]; zeros where a place is negative.
+
+    A product with one-hot rows instead of a gather: exact, its gradient is a product too, and meshes split it by R.
+    """
+    pick = jax.nn.one_hot(places, x.shape[1], dtype=x.dtype)
+    return jnp.einsum("rpt,rtd->rpd", pick, x, precision="highest")

@@ -168,9 +168,17 @@ def dropped(key: jax.Array, rate: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.where(drawn >= cut, x * (256 / (256 - cut)).astype(x.dtype), 0)
 
 
-def dense(features: int, use_bias: bool = True, name: str | None = None, dtype: Any = None) -> Dense:
-    """A linear layer, initialised with the small normal that these architectures share."""
-    return Dense(features, use_bias, dtype=dtype, kernel_init=nn.initializers.normal(0.02), name=name)
+def dense(
+    features: int, use_bias: bool = True, name: str | None = None, dtype: Any = None, accumulate: Any = None
+) -> Dense:
+    """A linear layer, initialised with the small normal that these architectures share.
+
+    Args:
+      dtype: of the computation. accumulate: of the result, in which the products are summed up too; dtype by default.
+    """
+    product = functools.partial(jax.lax.dot_general, preferred_element_type=accumulate) if accumulate else None
+    init = nn.initializers.normal(0.02)
+    return Dense(features, use_bias, dtype=dtype, kernel_init=init, dot_general=product, name=name)
 
 
 def stack(module: nn.Module, name: str, init: Callable[[jax.Array], Any]) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from pin_jax.models import layers
-from pin_jax.models.interface import next_tokens
+from pin_jax.models.interface import at_places, target_tokens
 
 OFFSET = 2  # the position table's first rows belong to padding
 
@@ -157,7 +157,11 @@ class OPT(nn.Module):
         """
         prefix = x.shape[1] - texts["ids"].shape[1]
         hidden, _ = self._read(x[:, :-1], mask[:, :-1])  # the last token is only predicted
-        return self.logits(hidden[:, prefix + skip - 1 :]), *next_tokens(texts, skip)
+        if "places" in texts:  # a token is predicted at the one before it
+            hidden = at_places(hidden, prefix + texts["places"] - 1)
+        else:
+            hidden = hidden[:, prefix + skip - 1 :]
+        return self.logits(hidden), *target_tokens(texts, start=skip)
 
     def prefill(
         self, x: jax.Array, mask: jax.Array, steps: int, start: tuple[int, ...] = (), ragged: bool = False

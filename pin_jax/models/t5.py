@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from pin_jax.models import layers
+from pin_jax.models.interface import at_places, target_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +187,7 @@ class T5(nn.Module):
         config = self.config
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (config.vocab, config.width))
         self.encoder, self.decoder = T5Stack(config, decoder=False), T5Stack(config, decoder=True)
-        self.head = layers.dense(config.vocab, use_bias=False, dtype=config.dtype)
+        self.head = layers.dense(config.vocab, use_bias=False, dtype=config.dtype, accumulate=jnp.float32)
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """ids int[R, T] -> float[R, T, D]."""
@@ -207,19 +208,28 @@ class T5(nn.Module):
         """
         if labels is None:
             raise ValueError("labels: missing; an encoder-decoder language model predicts a second text")
+        return self._logits(self._teach(x, mask, labels))
+
+    def _teach(self, x: jax.Array, mask: jax.Array, labels: jax.Array) -> jax.Array:
+        """The decoder's output float[R, T, D] at each label, given those before it."""
         ids = jnp.pad(jnp.maximum(labels, 0)[:, :-1], [(0, 0), (1, 0)], constant_values=self.config.start)
         places = jnp.arange(ids.shape[1])
         causal = layers.visible(places[None, :] <= places[:, None])
         read = self._read(x, mask)
-        x, _ = self.decoder(self.embed(ids), self.decoder.position_bias(places, places) + causal, read)
-        return self.head(x).astype(jnp.float32)
+        return self.decoder(self.embed(ids), self.decoder.position_bias(places, places) + causal, read)[0]
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        """float[..., D] -> float32[..., V]."""
+        return self.head(x)
 
     def predict(
         self, x: jax.Array, mask: jax.Array, texts: dict[str, jax.Array], skip: int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Teacher forcing; see `pin_jax.models.interface`. `texts` holds the second text as labels int[R, T]."""
         del skip
-        return self(x, mask, texts["labels"]), texts["labels"], texts["target"]
+        hidden = self._teach(x, mask, texts["labels"])
+        hidden = at_places(hidden, texts["places"]) if "places" in texts else hidden
+        return self._logits(hidden), *target_tokens(texts, "labels")
 
     def prefill(
         self, x: jax.Array, mask: jax.Array, steps: int, start: tuple[int, ...] = (), ragged: bool = False
@@ -248,7 +258,7 @@ class T5(nn.Module):
         bias = self.decoder.position_bias(own, places) + layers.visible(places <= own[..., None])[:, None]
         x, text = self.decoder(self.embed(tokens), bias, (cache["read"], cache["read_bias"]), cache["text"], index)
         index = index + (count if lengths is None else lengths)
-        return self.head(layers.after(x, lengths)).astype(jnp.float32), {**cache, "text": text, "index": index}
+        return self._logits(layers.after(x, lengths)), {**cache, "text": text, "index": index}
 
     @nn.nowrap
     def reorder(self, cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:

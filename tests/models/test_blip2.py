@@ -50,7 +50,7 @@ class Reference:
         return self.arrays["in/labels"]
 
     @property
-    def apart(self) -> bool:
+    def encoder_decoder(self) -> bool:
         return self.name == "blip2_t5"
 
     def pixels(self, key: str = "in/pixels") -> jax.Array:
