@@ -19,7 +19,7 @@ from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
 from pin_jax.runtime import reporting
-from pin_jax.weights import image_text
+from pin_jax.weights import image_text, tokenizers
 from pin_jax.weights.convert import convert
 from pin_jax.weights.files import Tensors, read_json, resolve
 from pin_jax.weights.parameters import fill, flatten, read_safetensors
@@ -74,10 +74,7 @@ class ImageText:
         form = self.config.text
         rows = self.tokenizer([text + self.end for text in texts], truncation=True, max_length=form.context,
                               add_special_tokens=not self.end)["input_ids"]  # fmt: skip
-        unknown = self.tokenizer.unk_token_id
-        for text, row in zip(texts, rows, strict=True):
-            if self.names and unknown in row:
-                raise UserError(f"text {text!r}: it has words that this small model does not know; see its model card")
+        tokenizers.refuse_unknown_words(self.tokenizer, texts, rows)
         longest = max(len(row) for row in rows)
         whole = getattr(form, "pool", "") == "last"  # SigLIP reads the last place, padding included
         length = form.context if whole else next((n for n in (16, 32) if longest <= n < form.context), form.context)

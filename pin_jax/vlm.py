@@ -33,7 +33,7 @@ from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import ViTConfig, normalise
 from pin_jax.runtime import sharding
-from pin_jax.weights import files, registry
+from pin_jax.weights import files, registry, tokenizers
 from pin_jax.weights.convert import convert
 from pin_jax.weights.openflamingo import load as load_openflamingo
 from pin_jax.weights.parameters import fill, flatten, identity, read_safetensors
@@ -115,9 +115,7 @@ class VLM:
           UserError: a word that a small VLM does not know.
         """
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        for text, row in zip(texts, rows, strict=True):
-            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in row:
-                raise UserError(f"text {text!r}: it has words that this small model does not know; see its model card")
+        tokenizers.refuse_unknown_words(self.tokenizer, texts, rows)
         length = length or max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id
         ids = np.array([[pad] * (length - len(row)) + row[-length:] for row in rows], np.int32)

@@ -60,7 +60,7 @@ class BoxQuestions(grain.transforms.RandomMap):
             before = [] if frame.encoder_decoder else read
             if len(read) > room or len(before) + len(answer) > written.shape[1]:
                 raise ValueError(
-                    f"text of {record['said'][i]!r} has over {self.length} tokens; raise config.text_length"
+                    f"text of {record['query_text'][i]!r} has over {self.length} tokens; raise config.text_length"
                 )
             out["ids"][row, : len(read)] = read
             written[row, : len(before) + len(answer)] = before + answer

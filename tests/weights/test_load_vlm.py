@@ -60,26 +60,36 @@ def test_apply(folder):
 def test_training_texts(folder):
     """What the model reads and what counts: one text for OPT, two for T5."""
     vlm, _ = pin_jax.load_vlm(folder)
-    questions = BoxQuestions(vlm.tokenizer, vlm.codec, 2, 24, vlm.frame)
+    questions = BoxQuestions(vlm.tokenizer, vlm.codec, 2, 80, vlm.frame)
     record = {"query_text": ["cat"], "cells": np.array([[1, 2, 3, 4]]), "image": np.zeros((2, 2, 3))}
     out = questions.random_map(record, np.random.default_rng(0))
     image, end = vlm.model.config.image_token, vlm.model.config.end_token
     assert vlm.tokenizer.convert_ids_to_tokens(end) == "</s>"
     answer = "labels" if vlm.frame.encoder_decoder else "ids"
     counted = out[answer][0][out["target"][0] > 0]
-    assert vlm.tokenizer.decode(counted).startswith(" [2,4,8,10]") and counted[-1] == end
+    assert vlm.tokenizer.decode(counted).lstrip().startswith("[2,4,8,10]") and counted[-1] == end
     assert (out["ids"][0] == image).sum() == tiny_blip2.QUERIES and not (out["ids"][1] == image).any()
     read = vlm.tokenizer.decode(out["ids"][0], skip_special_tokens=True)
     assert read == "In the image is a cat located at" + ("" if vlm.frame.encoder_decoder else " [2,4,8,10]")
     texts = vlm.detokenize(np.stack([counted, counted]))
     box, parsed = vlm.codec.decode(texts[0])
     assert parsed and box.tolist() == [2, 4, 8, 10]
-    with pytest.raises(ValueError, match="config.text_length"):
+    with pytest.raises(ValueError, match="'cat' has over 8 tokens; raise config.text_length"):
         BoxQuestions(vlm.tokenizer, vlm.codec, 2, 8, vlm.frame).random_map(record, np.random.default_rng(0))
     shapes = train.batch_shapes(tiny_blip2.config_for(folder), vlm, len(questions._encode(vlm.frame.prefix)))
     for key, value in out.items():
         if key != "image":
             assert shapes[key].shape[2] == value.shape[1], key
+
+
+def test_tokens_that_published_models_put_into_every_text(folder):
+    """OPT's unknown token is `</s>`, which stands in front of every prompt; T5 has letters that it does not know."""
+    vlm, _ = pin_jax.load_vlm(folder)
+    texts = [vlm.frame.prompt(f"In the image is a {name} located at") for name in ("caf\u00e9 \u732b", "cat")]
+    ids, mask = vlm.tokenize(texts)
+    assert (ids == vlm.model.config.image_token).sum(1).tolist() == [tiny_blip2.QUERIES] * 2
+    assert (ids == vlm.tokenizer.convert_tokens_to_ids("</s>")).sum(1).tolist() == [1, 1]
+    assert (ids[~mask] == vlm.model.config.pad_token).all() and (ids[mask] != vlm.model.config.pad_token).all()
 
 
 def test_shards_and_dtypes(folder, tmp_path):
@@ -181,7 +191,7 @@ def test_forms_that_no_published_model_has():
 
 PROGRAM = """
 import sys, jax, numpy as np, pin_jax
-from pin_jax import sharding
+from pin_jax.runtime import sharding
 jax.config.update("jax_default_matmul_precision", "highest")
 whole = pin_jax.load_vlm(sys.argv[1])
 for sizes in ({"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 4, "fsdp": 2}):
