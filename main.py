@@ -16,7 +16,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from configs.lib import catalogue, limits
+from configs.lib import catalogue, schema
 from input_pipeline.errors import UserError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that there is no torch: none is needed
@@ -45,7 +45,7 @@ def _given(argv: list[str]) -> tuple[str, str]:
 def _override_error(argv: list[str], error: Exception) -> str:
     """One line for a config file or an override that does not parse; names the nearest right entry."""
     try:
-        entries = [path for path, _ in catalogue.entries(catalogue.get_config(*_given(argv)))]
+        entries = [path for path, _ in schema.entries(catalogue.get_config(*_given(argv)))]
     except Exception as inner:  # the config file itself refuses
         return " ".join(str(inner).split())
     for argument in argv:
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None:
         sys.exit("error: --config is missing; for example --config=configs/pin_flamingo.py:tiny (all: python main.py)")
     try:
-        limits.check(CONFIG.value)
+        schema.check(CONFIG.value)
         _distributed()
         importlib.import_module(PROGRAMS[CONFIG.value.program]).run(CONFIG.value, _workdir())
     except UserError as error:

@@ -6,7 +6,7 @@ python main.py --config=configs/gem_clip.py:tiny --workdir=out
 python main.py --config=configs/gem_clip.py:eval=voc --config.data_dir=VOCdevkit --workdir=out
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs.lib import variants
 
@@ -34,7 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.iterations = 1
     config.temperature = 0.0  # 0 is the adaptive one
     config.parts = "qkv"
-    config.size = 160 if tiny else 448  # images are squashed to it; 0 is the model's own
+    # Images are squashed to it: a side, or (height, width); 0 is the model's own.
+    config.size = config_dict.FieldReference(160 if tiny else 448, field_type=object)
     config.templates = ("A photo of {article} {}.",) if tiny else ("a photo of a {}.",)
     config.batch_size = 8
     # Sliding windows for large images: side and stride in pixels, and the shorter side after resizing; 0 is off.

@@ -68,6 +68,14 @@ def build(config: ConfigDict, model: pretrained.ImageText, method: str = "") -> 
     )  # fmt: skip
 
 
+def _codec(config: ConfigDict, model: pretrained.ImageText) -> BoxCodec:
+    """The grid that scenes are laid out on."""
+    try:
+        return BoxCodec(model.config.vision.image_size, config.grid)
+    except ValueError as error:
+        raise UserError(f"config.grid: {error}") from error
+
+
 def _windows(config: ConfigDict) -> dict[str, int]:
     return {"window": config.window, "stride": config.stride, "shorter": config.shorter}
 
@@ -133,7 +141,7 @@ def scenes(config: ConfigDict, model: pretrained.ImageText, seed: int) -> source
     options = dict(config.scenes)
     nouns = sorted(set(cutouts.load(options["cutouts"], options["split"]).names))
     chosen = set(np.random.default_rng(seed).permutation(nouns)[: config.eval.nouns].tolist())
-    codec = BoxCodec(model.config.vision.image_size, config.grid)
+    codec = _codec(config, model)
     exclude = tuple(name for name in nouns if name not in chosen)
     form = scene_config(options, codec, exclude=exclude, with_masks=True)
     return sources.NamedScenes(Scenes(form, config.eval.seed + seed, config.eval.images))
@@ -221,7 +229,7 @@ def _printed(row: dict[str, float]) -> dict[str, str | None]:
 
 def _constant(config: ConfigDict, model: pretrained.ImageText, given: dict[str, Any]) -> float:
     """Mean IoU of the one best box for each seed's scenes: what can be had without looking."""
-    codec = BoxCodec(model.config.vision.image_size, config.grid)
+    codec = _codec(config, model)
     scores = []
     for source in given.values():
         true = np.concatenate([source.scenes.describe(i)["boxes"] for i in range(len(source))])

@@ -6,32 +6,12 @@ import importlib.util
 import pathlib
 import re
 import types
-from collections.abc import Iterator
-from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.lib import schema
+
 CONFIGS = pathlib.Path(__file__).parents[1]
-# program -> what config.run may name; the first is what its configs run
-RUNS = {
-    "pin": {
-        "train": "trains a method, then evaluates it and draws",
-        "evaluate": "scores an insert, on scenes or on a published set (config.eval.source)",
-        "predict": "boxes of names in one's own picture (config.image, config.prompts)",
-        "inspect": "what an insert has learned, and where its errors lie",
-        "compile": "compiles for a TPU slice that is not there: memory and time of a step (config.topology)",
-    },
-    "gem": {
-        "predict": "heat maps, a segmentation and boxes of one's own pictures (config.image, config.prompts)",
-        "evaluate": "scores every method of config.methods (config.source)",
-    },
-    "tiny_vlm": {
-        "train": "makes the model",
-        "evaluate": "what it knows of looks",
-        "ask": "what it says of one's own picture (config.image, config.prompts)",
-    },
-    "tiny_clip": {"train": "makes the model", "evaluate": "what it knows of whole pictures"},
-}
 
 
 def load(path: str | pathlib.Path) -> types.ModuleType:
@@ -46,15 +26,6 @@ def get_config(path: str | pathlib.Path, variant: str = "") -> ConfigDict:
     """The config of a file and a variant."""
     module = load(path)
     return module.get_config(variant) if variant else module.get_config()
-
-
-def entries(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Path (`eval.images`) and value of every entry."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from entries(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def workdir(path: str, variant: str) -> pathlib.Path:
@@ -93,7 +64,7 @@ def _variants(module: types.ModuleType) -> list[str]:
 
 
 def _runs(config: ConfigDict) -> list[str]:
-    runs = RUNS.get(config.program, {})
+    runs = schema.RUNS.get(config.program, {})
     return [f"  --config.run={name:<9} {about}{' (default)' * (name == config.run)}" for name, about in runs.items()]
 
 
@@ -101,5 +72,8 @@ def of_config(path: str, variant: str) -> str:
     """Variants, runs and entries of one config, a line each."""
     module, config = load(path), get_config(path, variant)
     lines = [f"{path}: {_about(module)}", *_variants(module), *_runs(config), ""]
-    lines += [f"  --config.{name}={value!r}" for name, value in entries(config)]
+    known = schema.program(config.program)
+    for name, value in schema.entries(config):
+        entry = schema.find(known, name)
+        lines.append(f"  --config.{name}={value!r}" + (f"\n      {entry.help} ({entry.expected})" if entry else ""))
     return "\n".join(lines)

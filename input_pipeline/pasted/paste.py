@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from input_pipeline.errors import UserError
+
 # Longer side, in cells, less one: {5..15}, {3..15}, {2..15} for 1, 2, 3 objects: round(16 * (0.3, 0.2, 0.1)) up.
 PUBLISHED_SMALLEST = (5, 3, 2)
 MAX_OVERLAP = 0.5
@@ -34,6 +36,31 @@ def _place(rng: np.random.Generator, aspect: float, s: int, grid: int) -> tuple[
     w, h = footprint(aspect, s)
     c, r = int(rng.integers(0, grid - w + 1)), int(rng.integers(0, grid - h + 1))
     return c, r, c + w - 1, r + h - 1
+
+
+def check_sizes(objects: Sequence[int], smallest: Sequence[int], largest: int | None = None, grid: int = 16) -> None:
+    """Whether scenes of such sizes can be laid out.
+
+    Args:
+      objects: smallest and largest number of objects. smallest, largest, grid: as in `layout`.
+
+    Raises:
+      UserError: names the one that cannot be.
+    """
+
+    def whole(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    pair = tuple(objects)
+    if len(pair) != 2 or not all(map(whole, pair)) or not 1 <= pair[0] <= pair[1]:
+        raise UserError(f"objects {pair}: expected two whole numbers from 1, the second not below the first")
+    if grid < 2:
+        raise UserError(f"grid {grid}: expected 2 cells or more along a side")
+    high = grid - 1 if largest is None else largest
+    if not whole(high) or not 1 <= high < grid:
+        raise UserError(f"largest {largest}: expected a whole number from 1 to {grid - 1}, the grid has {grid} cells")
+    if not len(smallest) or not all(whole(s) and 1 <= s <= high for s in smallest):
+        raise UserError(f"smallest {tuple(smallest)}: expected one or more whole numbers from 1 to {high}")
 
 
 def layout(

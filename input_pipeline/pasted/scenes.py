@@ -60,6 +60,11 @@ class SceneConfig:
     absolute_share: float = 0.0
     with_masks: bool = False
 
+    def __post_init__(self):
+        if self.image_size % self.grid:
+            raise UserError(f"scenes: grid {self.grid} must divide image_size {self.image_size}; choose a divisor")
+        paste.check_sizes(self.objects, self.smallest, self.largest, self.grid)
+
     @property
     def codec(self) -> BoxCodec:
         return BoxCodec(self.image_size, self.grid)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import string
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,3 +45,16 @@ def prompt_and_target(name: str, box_text: str, curriculum: bool = False) -> tup
     prompt = question(name)
     cut = prompt.index(f" {name} located at") if curriculum else len(prompt)
     return prompt[:cut], prompt[cut:] + box_text
+
+
+def is_template(value: Any) -> bool:
+    """Whether a text is a template that a name goes into: one `{}`, at most one `{article}`, no other field."""
+    if not isinstance(value, str):
+        return False
+    try:
+        fields = [field[1:] for field in string.Formatter().parse(value) if field[1] is not None]
+    except ValueError:
+        return False
+    names = [name for name, _, _ in fields]
+    plain = not any(spec or conversion for _, spec, conversion in fields)
+    return plain and names.count("") == 1 and len(names) - 1 == names.count("article") <= 1

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from configs.lib import limits
+from configs.lib import schema
 from input_pipeline.errors import UserError
 from pin_jax import evaluate
 from pin_jax.programs import pin
@@ -54,7 +54,7 @@ def model_config(source: str) -> ConfigDict:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module.get_config(variant)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, SyntaxError) as error:
         raise UserError(f"config.configs {source}: {error}; expected FILE.py:VARIANT") from error
 
 
@@ -66,6 +66,9 @@ def row_config(config: ConfigDict, model: str, method: str, seed: int) -> Config
     if method:
         source += f"{',' if ':' in source else ':'}method={method}"
     row = model_config(source)
+    if row.get("program") != "pin":
+        raise UserError(f"config.configs {config.configs[model]}: is no config of PIN; give one such as"
+                        " configs/pin_flamingo.py:tiny")  # fmt: skip
     row.update({key: config[key] for key in ("steps", "cache_images", "lr") if config[key] is not None})
     row.steps = config.model_steps.get(model, row.steps)
     row.seed, row.lr = seed, config.rates.get(method, row.lr)
@@ -142,7 +145,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     ]
     weights: dict[pathlib.Path, str] = {}
     for row, folder in rows:  # all are checked before any runs
-        limits.check(row)
+        schema.check(row)
         if has_run(row, folder):
             refuse_other_weights(folder, weights)
     for number, (row, folder) in enumerate(rows, 1):

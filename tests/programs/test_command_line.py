@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from configs import pin_blip2
-from configs.lib import catalogue, pin
+from configs.lib import catalogue, pin, schema
 from tests.fixtures.golden_files import ROOT
 
 CONFIG = "--config=configs/pin_flamingo.py:tiny"
@@ -21,7 +21,7 @@ CONFIG = "--config=configs/pin_flamingo.py:tiny"
         ([CONFIG, "--workdir=w", "--config.stepz=3"], ["config.stepz", "did you mean --config.steps"]),
         ([CONFIG, "--workdir=w", "--config.eval.image=3"], ["config.eval.image", "did you mean --config.eval.images"]),
         ([CONFIG, "--workdir=w", "--config.lr=fast"], ["config.lr", "fast"]),
-        ([CONFIG, "--workdir=w", "--config.steps=0"], ["config.steps 0", "above 0"]),
+        ([CONFIG, "--workdir=w", "--config.steps=0"], ["config.steps 0", "from 1"]),
         (["--config=configs/pin_flamingo.py:tinny", "--workdir=w"], ["tinny", "tiny"]),
         (["--config=configs/pin_flamengo.py:tiny", "--workdir=w"], ["pin_flamengo", "configs/pin_flamingo.py"]),
         (
@@ -79,7 +79,7 @@ def test_the_workdir_that_was_chosen_is_said(tmp_path):
 
 
 def test_the_published_recipe_is_the_base_and_tiny_what_differs():
-    base, tiny = (dict(catalogue.entries(config)) for config in (pin.published(), pin.tiny("assets/tiny_blip2")))
+    base, tiny = (dict(schema.entries(config)) for config in (pin.published(), pin.tiny("assets/tiny_blip2")))
     paper = {
         "batch_size": 64, "steps": 150_000, "lr": 1e-3, "schedule": "constant", "curriculum": 0.25,
         "scenes.objects": (1, 3), "scenes.smallest": (5, 3, 2), "scenes.crop": 1.0, "vary_backgrounds": 0.0,
@@ -93,6 +93,6 @@ def test_the_published_recipe_is_the_base_and_tiny_what_differs():
         "workers", "batch_size", "steps", "lr", "schedule", "save_every", "eval.images", "eval.decoder",
     }  # fmt: skip
     for variant in ("opt-2.7b", "flan-t5-xl"):
-        own = dict(catalogue.entries(pin_blip2.get_config(variant)))
+        own = dict(schema.entries(pin_blip2.get_config(variant)))
         assert {key for key in base if base[key] != own[key]} == {"vlm"}
     assert pin_blip2.get_config().vlm == "assets/tiny_blip2"

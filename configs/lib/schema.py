@@ -1,0 +1,392 @@
+"""What every entry of every config may be, checked before any work and printed by `--help`.
+
+A new entry is one line here, under the program that reads it; `tests/programs/test_schema.py` fails without it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.lib import relations
+from configs.lib.entry import (
+    LARGE,
+    Entry,
+    anything,
+    either,
+    flag,
+    is_rule,
+    number,
+    one_of,
+    option,
+    or_none,
+    several,
+    share,
+    span,
+    text,
+    whole,
+)  # fmt: skip
+from input_pipeline.errors import UserError
+from input_pipeline.text.prompts import is_template
+
+# program -> what config.run may name; the first is what its configs run
+RUNS = {
+    "pin": {
+        "train": "trains a method, then evaluates it and draws",
+        "evaluate": "scores an insert, on scenes or on a published set (config.eval.source)",
+        "predict": "boxes of names in one's own picture (config.image, config.prompts)",
+        "inspect": "what an insert has learned, and where its errors lie",
+        "compile": "compiles for a TPU slice that is not there: memory and time of a step (config.topology)",
+    },
+    "gem": {
+        "predict": "heat maps, a segmentation and boxes of one's own pictures (config.image, config.prompts)",
+        "evaluate": "scores every method of config.methods (config.source)",
+    },
+    "tiny_vlm": {
+        "train": "makes the model",
+        "evaluate": "what it knows of looks",
+        "ask": "what it says of one's own picture (config.image, config.prompts)",
+    },
+    "tiny_clip": {"train": "makes the model", "evaluate": "what it knows of whole pictures"},
+}
+SEED = 2**31 - 1
+SPLITS = ("train", "held_out", "all")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh", "relu")
+POOLS = ("argmax", "eos", "last")
+DECODERS = ("greedy", "beam", "grid_greedy", "grid_beam", "expected_iou")
+
+Entries = dict[str, Entry]
+
+
+def below(prefix: str, entries: Mapping[str, Entry]) -> Entries:
+    """The same entries below a part of a config."""
+    return {f"{prefix}.{path}": entry for path, entry in entries.items()}
+
+
+# --- parts that several programs have ---------------------------------------------------------------------------------
+
+BAD_RECORDS = one_of(("skip", "refuse"), "what happens to a broken image or annotation: skip (and count), or refuse")
+SCENES: Entries = {
+    "image_size": whole(16, 4096, "side of a scene, in pixels"),
+    "grid": whole(2, 256, "cells along a side of a scene"),
+    "cutouts": text("source of cut-outs: xpaste:POOL, packed:DIR, folder:DIR, twemoji, ... (docs/data.md)"),
+    "backgrounds": text("source of backgrounds: folder:DIR, packed:DIR, photos (docs/data.md)"),
+    "split": one_of(SPLITS, "which names are drawn"),
+    "background_split": one_of(("", *SPLITS), "which backgrounds, where other than the names' split"),
+    "exclude": several(text("", empty=False), "names, and groups (@coco, @voc), that stay out of training", 0, 10_000),
+    "objects": span(1, 64, "smallest and largest number of objects"),
+    "smallest": several(whole(1, 255, ""), "smallest size by number of objects, in cells less one", 1, 16),
+    "largest": whole(1, 255, "largest size, in cells less one"),
+    "crop": share("smallest share of a background that a random crop keeps; 1 squashes all of it, as published"),
+    "vary": share("probability that a background is varied"),
+    "look_share": share("probability of each look; 0 pastes cut-outs as they are"),
+    "look_scenes": share("share of scenes in which looks are drawn"),
+    "look_slots": several(one_of(("colour", "pattern", "border"), ""), "which looks may be drawn", 1, 3),
+    "pairs": one_of(SPLITS, "which pairs of name and tint are drawn"),
+    "mirror": share("probability of mirroring a cut-out"),
+    "twins": share("probability that a scene has one category twice (positional referrals)"),
+    "absolute_share": share("probability that a lone name says its absolute place"),
+}
+SELECT: Entries = {
+    "max_annotations": whole(0, LARGE, "annotations of an image at most; 0 takes all"),
+    "difficult": flag("whether objects marked difficult stay"),
+    "crowd": flag("whether crowds stay"),
+    "one_per_class": flag("ask once for each class of an image, for its largest object"),
+    "synonyms": flag("ask by an LVIS synonym"),
+    "names": one_of(("published", "readable"), "how classes are called"),
+}
+SPLIT_BY = one_of(("", "unc", "google", "umd"), "whose split file of RefCOCO")
+DATA: Entries = {"data_dir": text("folder of the set that is evaluated (docs/data.md)"), "on_bad_record": BAD_RECORDS}
+PREDICT: Entries = {
+    "image": text("one's own picture"),
+    "prompts": text("names, with commas between them"),
+}
+LOOP: Entries = {
+    "threads": whole(0, 256, "threads that prepare data"),
+    "log_every": whole(1, LARGE, "steps between two lines of the log"),
+    "save_every": whole(1, LARGE, "steps between two checkpoints"),
+}
+DECODING: Entries = {
+    "decoder": one_of(DECODERS, "how answers are written (docs/decoding.md)"),
+    "beams": whole(1, 256, "beams"),
+    "length_penalty": number(-10, 10, "exponent of the length in a beam's score"),
+    "new_tokens": whole(1, 512, "tokens that are written at most"),
+    "batch_size": whole(1, 65_536, "questions asked together"),
+}
+TOWER: Entries = {
+    "width": whole(1, 65_536, "width of a layer"),
+    "depth": whole(1, 256, "number of layers"),
+    "heads": whole(1, 1024, "attention heads"),
+    "mlp": whole(1, 2**20, "width of a layer's MLP"),
+    "act": one_of(ACTIVATIONS, "activation"),
+    "unroll": flag("layers are unrolled, not scanned"),
+}
+VISION: Entries = TOWER | {
+    "image_size": whole(16, 4096, "side of a picture, in pixels"),
+    "patch": whole(2, 256, "side of a patch, in pixels"),
+    "class_token": flag("a learned token stands in front"),
+    "pre_norm": flag("LayerNorm before the first layer"),
+    "post_norm": flag("LayerNorm behind the last layer"),
+    "stem_width": whole(0, 65_536, "width of the first of two steps of the patch embedding; 0 is one step"),
+}
+FIT: Entries = {
+    "lr": number(0, 100, "learning rate", above=True),
+    "steps": whole(1, LARGE, "steps"),
+    "schedule_steps": whole(0, LARGE, "steps of the schedule, where other than the stage's own"),
+    "look_weight": number(0, 1000, "weight of the looks in the loss"),
+    "batch": whole(1, 2**20, "images of a step"),
+    "images": whole(1, LARGE, "images"),
+    "texts.*": number(0, 100, "shares and weights of `captions.CaptionTexts`"),
+}
+PHASE: Entries = {
+    "images": whole(1, LARGE, "images of the phase"),
+    "batch": whole(1, 2**20, "images of a step"),
+    "keep": several(number(0, 1, "", above=True), "shares of the patches that are seen, by turns", 1),
+    "seed": whole(0, SEED, "first seed of the phase's scenes"),
+    "text": whole(1, 4096, "tokens of a caption"),
+} | below("scenes", SCENES)
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+OPTIONS: Entries = {  # of methods
+    "learned": flag("positions are learned, not the sinusoid"),
+    "hidden": several(whole(1, 65_536, ""), "widths of psi's hidden layers"),
+    "tokens": whole(1, 4096, "learned tokens"),
+    "dropout": Entry("a number from 0 to below 1", "dropout", lambda v: share("").accepts(v) and v < 1),
+    "layers": text("regular expression of the layers that LoRA adapts", empty=False),
+    "rank": whole(1, 4096, "LoRA's rank"),
+    "alpha": number(0, 65_536, "LoRA's alpha", above=True),
+    "*": option("of a method of one's own"),
+}
+PIN: Entries = {
+    "seed": whole(0, SEED, "of the insert's start and of the training scenes"),
+    "vlm": text("the frozen VLM: a folder, or a hub id", empty=False),
+    "language_model": text("language model of an OpenFlamingo"),
+    "vision": text("CLIP of an OpenFlamingo"),
+    "method": text("what is trained (pin_jax.methods); choose it by the variant, method=", empty=False),
+    **below("method_options", OPTIONS),
+    **below("method_options.*", OPTIONS),
+    "dtype": one_of(("float32", "bfloat16", "float16", "published"), "of the frozen VLM's computation"),
+    "remat": one_of(("none", "full", "dots"), "what the backward pass computes again"),
+    "attention": one_of(("xla", "cudnn"), "of the vision encoder"),
+    "grid": whole(2, 256, "cells along a side of the image; 0 is the VLM's own", also=(0,)),
+    "mesh.*": whole(1, 10**6, "devices along an axis of the mesh; -1: those that are left", also=(-1,)),
+    "rules": several(
+        Entry("a regular expression and a tuple of mesh axes", "", is_rule), "where frozen weights stand", 0, 1000
+    ),
+    **DATA,
+    **below("scenes", SCENES),
+    **below("train_scenes", SCENES),
+    "vary_backgrounds": share("probability that a background is varied, in training"),
+    "curriculum": share("share of training that predicts the name too"),
+    "questions_per_image": whole(1, 64, "questions asked together of one image"),
+    "text_length": whole(0, 4096, "tokens of a text"),
+    "cache_images": whole(0, LARGE, "scenes whose vision features are computed once; 0 draws scenes anew"),
+    "cache_folder": text("where they are kept; the workdir's own if none"),
+    "workers": whole(0, 256, "processes that prepare data; 0 uses threads"),
+    **LOOP,
+    "batch_size": whole(1, 2**20, "images of a step, on all devices together"),
+    "steps": whole(1, LARGE, "steps"),
+    "lr": number(0, 100, "learning rate", above=True),
+    "schedule": one_of(("constant", "cosine"), "of the learning rate"),
+    "topology": text("TPU slice that run=compile compiles for, such as v5e:4x4"),
+    "compile_steps": several(one_of(("train", "decode"), ""), "what run=compile compiles", 1, 2),
+    "eval.source": text("scenes, a published set, coco:FILE.json, tfds:NAME (docs/data.md)", empty=False),
+    "eval.split": SCENES["split"],
+    "eval.background_split": SCENES["background_split"],
+    "eval.seed": whole(0, SEED, "of the evaluation scenes"),
+    "eval.images": whole(0, LARGE, "scenes, or the first images of a set; 0 is all of a set"),
+    "eval.context": several(whole(1, 64, ""), "rows of the raw VLM after so many worked examples", 0, 16),
+    "eval.context_seed": whole(0, SEED, "of which examples stand before which question"),
+    "eval.context_images": whole(1, 10**6, "training scenes that the examples are drawn from"),
+    "eval.candidates": whole(1, 65_536, "answers that expected_iou follows at a time"),
+    **below("eval", DECODING),
+    **below("eval.select", SELECT),
+    "eval.split_by": SPLIT_BY,
+    **PREDICT,
+    "insert": text("an insert's file; the workdir's own if none, then the shipped one"),
+}
+TABLE: Entries = {
+    "models": text("which of config.configs, with commas between them", empty=False),
+    "configs.*": text("the config of a model, FILE.py:VARIANT", empty=False),
+    "methods": text("rows that are trained, with commas between them"),
+    "context": PIN["eval.context"],
+    "seeds": several(whole(0, SEED, ""), "each row is the mean over them", 1),
+    "steps": or_none(PIN["steps"]),
+    "model_steps.*": whole(1, LARGE, "steps of one model"),
+    "cache_images": or_none(PIN["cache_images"]),
+    "lr": or_none(PIN["lr"]),
+    "rates.*": number(0, 100, "learning rate of one method", above=True),
+    "eval_images": whole(1, LARGE, "scenes that are asked about"),
+    "overrides.**": anything("an entry of the models' configs, by its name"),
+    "out": text("where the table goes, without an ending; the workdir if empty"),
+    "scenes.cutouts": SCENES["cutouts"],
+    "scenes.backgrounds": SCENES["backgrounds"],
+}
+GEM: Entries = {
+    "model": text("the frozen model: a folder, or a hub id", empty=False),
+    "activation": one_of(("", *ACTIVATIONS), "against what the model's name or config says"),
+    "dtype": one_of(("float32", "bfloat16"), "of the model's computation"),
+    "attention": text("the attention function (gem_jax/attention.py)", empty=False),
+    "depth": whole(2, 257, "depth - 1 of the last blocks carry the second stream"),
+    "iterations": whole(0, 100, "of GEM's self-self attention"),
+    "temperature": number(0, 1e6, "of GEM's attention; 0 is the adaptive one"),
+    "parts": text("projections that take part, any of q, k, v", empty=False),
+    "size": either(
+        whole(1, 8192, "images are squashed to it: a side, or (height, width); 0 is the model's own", also=(0,)),
+        several(whole(1, 8192, ""), "", 2, 2),
+    ),
+    "templates": several(
+        Entry("a text with one {} for the name, and {article} for a or an if wanted", "", is_template),
+        "what a name is put into", 1, 1000,
+    ),
+    "batch_size": whole(1, 65_536, "images that go through the model together"),
+    "window": whole(0, 8192, "side of a sliding window, in pixels; 0 is off"),
+    "stride": whole(0, 8192, "from one window to the next, in pixels; 0 is half a window"),
+    "shorter": whole(0, 32_768, "shorter side after resizing, with windows; 0 is the window"),
+    **PREDICT,
+    "box_threshold": share("of a min-max map, inside of a box"),
+    "background_threshold": share("probability under which a pixel is background; 0 is none"),
+    "source": text("scenes, a published set, labels:DIR, points:DIR (docs/data.md)", empty=False),
+    "images": whole(0, LARGE, "of a published set the first so many; 0 is all"),
+    "names": one_of(("published", "readable", "sclip"), "how classes are called"),
+    **DATA,
+    **below("select", SELECT),
+    "split_by": SPLIT_BY,
+    "background": flag("labels:DIR: whether 0 is background"),
+    "point_threshold": share("of a min-max map, at a point"),
+    "methods": several(text("", empty=False), "attention functions that are evaluated, with settings", 1),
+    "grid": whole(2, 256, "cells along a side of a scene"),
+    **below("scenes", SCENES),
+    "eval.seeds": several(whole(0, SEED, ""), "each score is the mean over them", 1),
+    "eval.seed": whole(0, SEED, "of the evaluation scenes"),
+    "eval.images": whole(1, LARGE, "scenes of a seed"),
+    "eval.nouns": whole(1, 10_000, "names drawn for a seed"),
+}  # fmt: skip
+TINY_CLIP: Entries = {
+    "seed": whole(0, SEED, "of the model's start and of the scenes"),
+    "clip": text("folder of the model to evaluate; the workdir's own if none, then the shipped one"),
+    **LOOP,
+    **below("vision", VISION),
+    **below("text", TOWER | {"context": whole(1, 4096, "longest text, in tokens"), "pool": one_of(POOLS, "pooling")}),
+    "embed": whole(1, 65_536, "width of the joint space"),
+    "loss": one_of(("softmax", "sigmoid"), "the contrastive loss"),
+    "grid": whole(2, 256, "cells along a side of a scene"),
+    **below("scenes", SCENES),
+    **below("fit", FIT),
+    **below("phases.*", PHASE),
+    "eval.images": whole(1, LARGE, "scenes"),
+    "eval.seed": whole(0, SEED, "of the evaluation scenes"),
+}
+TINY_VLM: Entries = {
+    "seed": whole(0, SEED, "of the model's start and of the scenes"),
+    "vlm": text("folder of the VLM to evaluate or ask; the workdir's own if none, then the shipped one"),
+    **LOOP,
+    **below("vision", VISION),
+    **below("lm", TOWER | {"positions": whole(1, 2**20, "longest text, in tokens")}),
+    **below("perceiver", TOWER | {
+        "latents": whole(1, 4096, "latents"), "head_dim": whole(1, 4096, "width of a head"),
+        "mlp_ratio": whole(1, 64, "width of the MLP over the layer's"),
+    }),
+    **below("qformer", TOWER | {
+        "queries": whole(1, 4096, "queries"),
+        "cross_every": whole(1, 256, "layers from one cross-attention to the next"),
+    }),
+    "name": text("of the model's folder", empty=False),
+    "suffix": text("of what stage 2 leaves in the workdir"),
+    "cross_every": whole(1, 256, "layers from one cross-attention to the next"),
+    "cross_heads": whole(1, 1024, "heads of the cross-attention"),
+    "cross_head_dim": whole(1, 4096, "width of a head of the cross-attention"),
+    "grid": whole(2, 256, "cells along a side of a scene"),
+    **below("scenes", SCENES),
+    **below("vision_fits.*", FIT),
+    **below("vision_fits.*.phases.*", PHASE),
+    **below("query_fit", FIT),
+    **below("words_fit", FIT),
+    **below("language_fits.*", FIT),
+    "language_images": whole(1, LARGE, "scenes whose features are computed once"),
+    "language_batch": whole(1, 2**20, "images of a step"),
+    "text_length": whole(4, 4096, "tokens of a text"),
+    **below("language_scenes", SCENES),
+    "gate": share("share of colour questions that must be answered right"),
+    "eval.images": whole(1, LARGE, "scenes"),
+    "eval.seed": whole(0, SEED, "of the evaluation scenes"),
+    **below("eval", DECODING),
+    **PREDICT,
+}  # fmt: skip
+PREPARE: Entries = {
+    "cutouts": SCENES["cutouts"],
+    "backgrounds": SCENES["backgrounds"],
+    "exclude": SCENES["exclude"],
+    "side": whole(8, 4096, "side of a background, and longest side of a cut-out, in pixels"),
+    "background_side": whole(8, 8192, "side of a background, where other than `side`; 0 is the same", also=(0,)),
+    "threads": whole(1, 256, "threads that read pictures"),
+    "on_bad_record": BAD_RECORDS,
+}
+PROGRAMS: dict[str, Entries] = {
+    "pin": PIN, "pin_table": TABLE, "gem": GEM, "tiny_clip": TINY_CLIP, "tiny_vlm": TINY_VLM, "prepare": PREPARE,
+}  # fmt: skip
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def program(name: Any) -> Entries:
+    """The entries of a program.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name not in PROGRAMS:
+        raise UserError(f"config.program {name!r}: expected one of {', '.join(PROGRAMS)}")
+    known = {"program": one_of(tuple(PROGRAMS), "what main.py runs")}
+    if name in RUNS:
+        known["run"] = one_of(tuple(RUNS[name]), "what the program does")
+    return known | PROGRAMS[name]
+
+
+def find(known: Mapping[str, Entry], path: str) -> Entry | None:
+    """The entry of a path: its own, or one whose `*` stands for a name or place (`**`: for any that follow)."""
+    if path in known:
+        return known[path]
+    parts = path.split(".")
+    for pattern, entry in known.items():
+        wanted = pattern.split(".")
+        if wanted[-1] == "**":
+            if parts[: len(wanted) - 1] == wanted[:-1]:
+                return entry
+        elif len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts, strict=True)):
+            return entry
+    return None
+
+
+def entries(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path (`eval.images`, `phases.0.lr`) and value of every entry."""
+    if isinstance(value, Mapping | ConfigDict):
+        for key, inner in value.items():
+            yield from entries(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, tuple | list) and value and all(isinstance(part, Mapping | ConfigDict) for part in value):
+        for k, inner in enumerate(value):
+            yield from entries(inner, f"{path}.{k}")
+    else:
+        yield path, value
+
+
+def check(config: ConfigDict) -> None:
+    """Reads all entries, and what holds between them.
+
+    Raises:
+      UserError: names the first that cannot be, and what it may be.
+    """
+    known = program(config.get("program"))
+    for path, value in entries(config):
+        entry = find(known, path)
+        if entry is None:
+            near = difflib.get_close_matches(path, known, 1, 0.0)
+            raise UserError(f"config.{path}: no entry of the program {config.program}; did you mean config.{near[0]}?")
+        if not entry.accepts(value):
+            raise UserError(f"config.{path} {value!r}: expected {entry.expected}")
+    relations.check(config)
