@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +21,15 @@ _WORKER_ENV = {"JAX_PLATFORMS": "cpu"}
 def _worker_init(index: int, count: int) -> None:
     del index, count
     os.environ.update(_WORKER_ENV)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose process was killed: it would wait for ever for room in its queue."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def batches(

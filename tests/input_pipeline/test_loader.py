@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -85,6 +86,13 @@ def test_processes_share_the_records_and_the_noise():
 def test_uneven_shards_are_complete():
     shards = [list(batches(Numbers(11), [], 4, shuffle=False, epochs=1, process=(p, 3))) for p in range(3)]
     assert sorted(i for shard in shards for batch in shard for i in batch["i"].tolist()) == list(range(11))
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    script = pathlib.Path(__file__).parents[1] / "fixtures" / "loader_workers.py"
+    # They hold its output open, so that this would wait for them.
+    out = subprocess.run([sys.executable, str(script), "killed"], capture_output=True, timeout=120)
+    assert out.returncode == -signal.SIGKILL
 
 
 def test_workers_change_nothing(tmp_path):
