@@ -75,8 +75,8 @@ def prepare(vlm: VLM, name: str, data: dict[str, Any]) -> tuple[dict[str, Any], 
     }
 
     def once() -> None:
-        held[0], loss = compiled(held[0], vlm.params, data)
-        loss.block_until_ready()
+        held[0], metrics = compiled(held[0], vlm.params, data)
+        jax.block_until_ready(metrics)
 
     return row, once
 

@@ -128,8 +128,8 @@ def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.n
     )
 
     def one_step():
-        held[0], loss = step(held[0], params, device)
-        return loss.block_until_ready()
+        held[0], metrics = step(held[0], params, device)
+        return jax.block_until_ready(metrics)
 
     out = {
         "device": jax.devices()[0].device_kind,

@@ -93,8 +93,8 @@ def main() -> None:
 
         def work():
             for _ in range(10):
-                box[0], loss = step(box[0], vlm.params, batch)
-            return loss
+                box[0], metrics = step(box[0], vlm.params, batch)
+            return metrics
 
         return work
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
@@ -27,8 +27,11 @@ from input_pipeline.text.questions import BoxQuestions, Curriculum
 from pin_jax import methods
 from pin_jax.runtime import feature_cache, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
+from pin_jax.runtime.optimiser import averaged, learning_rate_at, optimiser
 from pin_jax.vlm import VLM
 from pin_jax.weights.parameters import count_parameters
+
+OUTGROWN = 10  # times the size of the vision tokens: an insert that large hides them
 
 
 @flax.struct.dataclass
@@ -123,12 +126,12 @@ def box_loss(model: Any, frozen: Any, inserts: Any, batch: dict[str, jax.Array])
     return (cost * weights).sum() / jnp.maximum(weights.sum(), 1)
 
 
-def optimiser(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam without weight decay; constant as published, or on a cosine to zero."""
-    if config.schedule not in ("constant", "cosine"):
-        raise UserError(f"config.schedule {config.schedule!r}: expected constant or cosine")
-    cosine = optax.cosine_decay_schedule(config.lr, config.steps)
-    return optax.adam(config.lr if config.schedule == "constant" else cosine)
+def global_batch(config: ConfigDict, mesh: Mesh) -> int:
+    """Images of a batch: config.batch_size over all devices, or config.batch_per_device on each that has its own rows.
+
+    Devices along the mesh's `tensor` axis share their rows, and count as one.
+    """
+    return config.get("batch_per_device", 0) * mesh.shape["data"] * mesh.shape["fsdp"] or config.batch_size
 
 
 def initial(method: Any, tx: optax.GradientTransformation, seed: int, frozen: Any = None) -> State:
@@ -138,17 +141,22 @@ def initial(method: Any, tx: optax.GradientTransformation, seed: int, frozen: An
 
 
 def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation, seed: int = 0):
-    """The jitted train step: (state, frozen, batch) -> state, loss. The state is donated.
+    """The jitted train step: (state, frozen, batch) -> state, metrics. The state is donated.
 
     Args:
       seed: of what a method draws (dropout), anew in every step.
+
+    Returns:
+      The step. Its metrics, float32 each: loss; grad_norm, of all trainable parameters together; for a method that adds
+      to the vision encoder's output, insert_norm and token_norm, the mean size of what is added to a vision token and
+      of the token.
     """
 
     def encoded(frozen: Any, inserts: Any, images: jax.Array) -> jax.Array:
         pixels = vlm.pixels(images)[:, None]
         return vlm.model.apply(inserts.variables(frozen), pixels, inserts, method="encode")[:, 0]
 
-    def step(state: State, frozen: Any, batch: dict[str, jax.Array]) -> tuple[State, jax.Array]:
+    def step(state: State, frozen: Any, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         rng, images = jax.random.fold_in(jax.random.key(seed), state.step), batch["ids"].shape[0]
 
         def loss_fn(trainable):
@@ -157,14 +165,26 @@ def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation, seed: int
             if vision is None:  # nothing cached: the encoder runs here, once per image
                 vision = encoded(frozen, inserts, batch["image"])
                 vision = vision if inserts.in_vision else jax.lax.stop_gradient(vision)
-            return box_loss(vlm.model, frozen, inserts, {**batch, "vision": vision})
+            return box_loss(vlm.model, frozen, inserts, {**batch, "vision": vision}), _sizes(inserts, vision)
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.trainable)
+        (loss, sizes), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
         updates, opt = tx.update(grads, state.opt, state.trainable)
-        return State(state.step + 1, optax.apply_updates(state.trainable, updates), opt), loss
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **sizes}
+        return State(state.step + 1, optax.apply_updates(state.trainable, updates), opt), metrics
 
     replicated = None if vlm.mesh is None else NamedSharding(vlm.mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=replicated)
+
+
+def _sizes(inserts: Any, vision: jax.Array) -> dict[str, jax.Array]:
+    """Mean sizes of psi(S) and of the vision tokens that it is added to; see `make_step`."""
+    if inserts.vision_output is None:
+        return {}
+
+    def size(tokens: jax.Array) -> jax.Array:
+        return jnp.linalg.norm(jax.lax.stop_gradient(tokens).astype(jnp.float32), axis=-1).mean()
+
+    return {"insert_norm": size(inserts.vision_output), "token_norm": size(vision)}
 
 
 # --- loop -------------------------------------------------------------------------------------------------------------
@@ -192,11 +212,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     tx = optimiser(config)
     mesh, frozen = vlm.mesh, vlm.params
     state = sharding.replicate(initial(method, tx, config.seed, frozen), mesh)
-    checkpoints = Checkpoints(workdir, vlm.identity)
+    checkpoints = Checkpoints(workdir, vlm.identity, config.get("keep", 3))
     restored = checkpoints.restore(state)
     if restored and restored[0] >= config.steps:
         reporting.say(f"training is done: {restored[0]} steps in {workdir}")
-        return restored[1].trainable
+        return averaged(restored[1].trainable, restored[1].opt, config.get("ema", 0.0))
     source = training_source(config, vlm, workdir, in_vision(method, frozen))
     iterator = training_batches(config, vlm, source)
     if restored:
@@ -205,7 +225,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
         reporting.say(f"going on from step {int(state.step)} of {config.steps}")
     step_fn = make_step(vlm, method, tx, config.seed)
     stop, log = Stop(), reporting.Log(workdir)
-    begin, first = time.monotonic(), int(state.step)
+    begin, first, outgrown = time.monotonic(), int(state.step), False
 
     def save(step: int, loss: jax.Array) -> None:
         if not np.isfinite(float(loss)):
@@ -220,14 +240,18 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     with reporting.progress(f"training {config.method}", config.steps * config.batch_size, "image") as advance:
         for i in range(first + 1, config.steps + 1):
             with sharding.on(mesh):
-                state, loss = step_fn(state, frozen, sharding.from_local_rows(next(iterator), mesh))
+                state, metrics = step_fn(state, frozen, sharding.from_local_rows(next(iterator), mesh))
             last = i == config.steps
             if i % config.log_every == 0 or last:
                 seconds = time.monotonic() - begin
-                log.scalars(i, loss=float(loss), images_per_second=(i - first) * config.batch_size / seconds)
-                advance(i * config.batch_size, f"loss {float(loss):.3f}")
+                values = {name: float(value) for name, value in metrics.items()}
+                values["learning_rate"] = learning_rate_at(config, i)
+                values["images_per_second"] = (i - first) * config.batch_size / seconds
+                log.scalars(i, **values)
+                advance(i * config.batch_size, f"loss {values['loss']:.3f}")
+                outgrown = outgrown or _warn_of_size(i, values)
             if i % config.save_every == 0 or last or stop.asked or not np.isfinite(log.latest_loss):
-                save(i, loss)
+                save(i, metrics["loss"])
             if stop.asked:
                 checkpoints.wait()
                 reporting.say(f"SIGTERM: state of step {i} is saved; the same command goes on from there")
@@ -235,7 +259,19 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     checkpoints.wait()
     checkpoints.close()
     log.close()
-    return state.trainable
+    return averaged(state.trainable, state.opt, config.get("ema", 0.0))
+
+
+def _warn_of_size(step: int, values: dict[str, float]) -> bool:
+    """Says that an insert has outgrown the tokens it is added to; returns whether it has."""
+    insert, tokens = values.get("insert_norm", 0.0), values.get("token_norm", 0.0)
+    outgrown = insert > OUTGROWN * tokens > 0
+    if outgrown:
+        reporting.say(
+            f"step {step}: the insert is {insert:.1f} long, {insert / tokens:.0f} times the vision tokens it is added"
+            f" to ({tokens:.1f}), which hides the picture; lower config.lr, or warm up (config.warmup)"
+        )
+    return outgrown
 
 
 def in_vision(method: Any, frozen: Any) -> bool:

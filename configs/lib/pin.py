@@ -61,9 +61,15 @@ def published() -> ConfigDict:
     config.batch_size = 64
     config.steps = 150_000
     config.lr = 1e-3
-    config.schedule = "constant"
+    config.schedule = "constant"  # or cosine, to zero
+    config.batch_per_device = 0  # above 0: batch_size is so many for each device that has rows of its own (data x fsdp)
+    config.warmup = 0  # steps in which the learning rate rises from 0
+    config.clip_norm = 0.0  # of all gradients together; 0 clips none
+    config.accumulate = 1  # batches whose gradients make one update
+    config.ema = 0.0  # decay of a moving average of what is trained, which is then evaluated and exported; 0 is none
     config.log_every = 20
     config.save_every = 1000
+    config.keep = 3  # checkpoints
 
     # run=compile: a TPU slice; config.batch_size is the global batch on it (docs/sharding.md).
     config.topology = "v5e:4x4"

@@ -31,7 +31,8 @@ EFFICIENCY = 0.5  # of the peak, that large matrix products reach within a whole
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Compiles both steps, prints what they take, and writes results.json."""
     devices, chip = topology.describe(config.topology)
-    mesh = sharding.make_mesh(config.mesh, config.batch_size, devices)
+    mesh = sharding.make_mesh(config.mesh, 0 if config.get("batch_per_device", 0) else config.batch_size, devices)
+    config.batch_size = train.global_batch(config, mesh)
     results = {"config": json.loads(config.to_json_best_effort()), "versions": reporting.versions()}
     for name, key in (("train", "compile"), ("decode", "compile_decode")):
         if name not in config.compile_steps:

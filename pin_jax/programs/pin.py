@@ -19,7 +19,7 @@ from input_pipeline.images import open_image
 from pin_jax import adapters, evaluate, methods, train
 from pin_jax.programs import compile as compiling
 from pin_jax.programs import inspect
-from pin_jax.runtime import entries, reporting, sharding
+from pin_jax.runtime import entries, optimiser, reporting, sharding
 from pin_jax.scoring import coco_files, figures, photographs
 from pin_jax.vlm import VLM, load_vlm, on_grid
 
@@ -28,7 +28,7 @@ RUNS = ("train", "evaluate", "predict", "inspect", "compile")
 TRAINING = (
     "seed", "vlm", "language_model", "vision", "grid", "method", "method_options", "dtype",
     "scenes", "train_scenes", "vary_backgrounds", "curriculum", "questions_per_image", "text_length", "cache_images",
-    "batch_size", "steps", "lr", "schedule",
+    "batch_size", "steps", "lr", "schedule", *optimiser.OFF,
 )  # fmt: skip
 INSERT, RESULTS = "insert.safetensors", "results.json"
 
@@ -70,7 +70,8 @@ def open_vlm(config: ConfigDict, batch: int = 0) -> VLM:
     Args:
       batch: that the mesh must divide; 0 for any.
     """
-    mesh = sharding.make_mesh(config.mesh, batch)
+    mesh = sharding.make_mesh(config.mesh, 0 if config.get("batch_per_device", 0) else batch)
+    config.batch_size = train.global_batch(config, mesh)
     pieces = {"language_model": config.language_model, "vision": config.vision} if config.language_model else {}
     rules = sharding.rules(config.rules)
     vlm, _ = load_vlm(config.vlm, config.dtype, mesh, rules, config.remat, config.attention, **pieces)
@@ -79,13 +80,21 @@ def open_vlm(config: ConfigDict, batch: int = 0) -> VLM:
 
 def _claim(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> None:
     """Binds a workdir to the config that trains in it; another one is refused."""
-    mine = {key: json.loads(config.to_json_best_effort())[key] for key in TRAINING} | {"frozen": vlm.identity}
+    mine = training_entries(json.loads(config.to_json_best_effort())) | {"frozen": vlm.identity}
+    if config.run != "train" and config.get("batch_per_device", 0):
+        del mine["batch_size"]  # that of these devices, which need not be those that trained
     path = workdir / "config.json"
     if not path.exists():
         if config.run == "train" and jax.process_index() == 0:
             reporting.write_json(path, mine)
         return
-    entries.refuse_another(workdir, json.loads(path.read_text("utf-8")), mine)
+    entries.refuse_another(workdir, optimiser.OFF | json.loads(path.read_text("utf-8")), mine)
+
+
+def training_entries(config: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a config, as JSON, that a trained method depends on; one that is missing has its default."""
+    config = optimiser.OFF | config
+    return {key: config.get(key) for key in TRAINING}
 
 
 def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:

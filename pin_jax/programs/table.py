@@ -105,10 +105,9 @@ def has_run(row: ConfigDict, folder: pathlib.Path) -> bool:
         return False
 
     def entries(config: dict[str, Any]) -> dict[str, Any]:
-        chosen = pin.TRAINING if folder.name != FROZEN else ("vlm", "scenes")
-        return {key: config.get(key) for key in chosen} | {
-            f"eval.{key}": value for key, value in config["eval"].items()
-        }
+        frozen = folder.name == FROZEN
+        chosen = {key: config.get(key) for key in ("vlm", "scenes")} if frozen else pin.training_entries(config)
+        return chosen | {f"eval.{key}": value for key, value in config["eval"].items()}
 
     theirs = json.loads(path.read_text("utf-8"))["config"]
     refuse_another(folder, entries(theirs), entries(json.loads(row.to_json_best_effort())))

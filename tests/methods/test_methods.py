@@ -134,8 +134,8 @@ def test_training_moves_the_method_alone(name):
     start = jax.tree.map(np.array, state.trainable)
     losses = []
     for _ in range(4):
-        state, value = step(state, vlm.params, data)
-        losses.append(float(value))
+        state, metrics = step(state, vlm.params, data)
+        losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0]
     assert jax.tree.map(lambda a: np.array(a).tobytes(), vlm.params) == before
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: a - b, start, state.trainable)):
@@ -152,8 +152,8 @@ def test_dropout_is_drawn_anew_in_every_step_and_from_the_seed():
         step, state = train.make_step(vlm, method, tx, seed), train.initial(method, tx, 0, vlm.params)
         out = []
         for _ in range(2):
-            state, value = step(state, vlm.params, data)
-            out.append(float(value))
+            state, metrics = step(state, vlm.params, data)
+            out.append(float(metrics["loss"]))
         return out
 
     one, other = losses(0), losses(1)
