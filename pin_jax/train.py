@@ -169,7 +169,7 @@ def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation, seed: int
 
         (loss, sizes), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
         updates, opt = tx.update(grads, state.opt, state.trainable)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **sizes}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **sizes}
         return State(state.step + 1, optax.apply_updates(state.trainable, updates), opt), metrics
 
     replicated = None if vlm.mesh is None else NamedSharding(vlm.mesh, PartitionSpec())

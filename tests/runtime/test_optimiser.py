@@ -60,7 +60,7 @@ def test_warm_up_rises_in_steps_and_hands_over_to_the_schedule():
 
 def test_clipping_bounds_all_gradients_together():
     large = [jax.tree.map(lambda g: 1000 * g, gradient) for gradient in gradients(3)]
-    scaled = [optax.tree.scale(0.5 / optax.global_norm(gradient), gradient) for gradient in large]
+    scaled = [optax.tree.scale(0.5 / optax.tree.norm(gradient), gradient) for gradient in large]
     same(run(optimiser(config_of(clip_norm=0.5)), large)[0], run(optimiser(config_of()), scaled)[0])
 
 
