@@ -43,5 +43,4 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.vlm, config.language_model = PUBLISHED[model]
     config.vision = "openai/clip-vit-large-patch14"
     config.text_length = 48
-    config.eval.context = (2, 5, 10)  # rows of worked examples beside the insert
     return variants.apply(config, chosen, CHOICES)

@@ -83,7 +83,7 @@ def published() -> ConfigDict:
             "background_split": "",  # backgrounds of another split: train are those that insert and VLM have seen
             "seed": 1_000_000,
             "images": 1024,  # of a published set the first so many; 0 is all
-            "context": (),  # rows `N_context`: the raw VLM after N worked examples; published: 2, 5, 10
+            "context": (),  # rows `N_context`: the raw VLM after N worked examples; the paper's are (2, 5, 10)
             "context_seed": 1_000_000,  # of which examples stand before which question
             "context_images": 64,  # training scenes that the examples are drawn from
             "decoder": "beam",  # greedy, beam; on the grid: grid_greedy, grid_beam, expected_iou (docs/decoding.md)
@@ -99,7 +99,7 @@ def published() -> ConfigDict:
     # Prediction on one's own image.
     config.image = ""
     config.prompts = ""  # names, separated by commas
-    config.insert = ""  # a safetensors file; the workdir's own by default, then the shipped one
+    config.insert = ""  # a file; shipped, the small VLM's; none, the frozen VLM as it is; empty: the workdir's own
     return config
 
 

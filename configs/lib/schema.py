@@ -213,7 +213,7 @@ PIN: Entries = {
     **below("eval.select", SELECT),
     "eval.split_by": SPLIT_BY,
     **PREDICT,
-    "insert": text("an insert's file; the workdir's own if none, then the shipped one"),
+    "insert": text("an insert's file, shipped or none (docs/evaluation.md); empty is the workdir's own"),
 }
 TABLE: Entries = {
     "models": text("which of config.configs, with commas between them", empty=False),

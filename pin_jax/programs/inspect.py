@@ -9,22 +9,28 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pin_jax import adapters, evaluate, methods
+from pin_jax.models.interface import Inserts
 from pin_jax.runtime import reporting
 from pin_jax.scoring import figures, inspection
 from pin_jax.vlm import VLM
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path) -> dict[str, Any]:
-    """Asks about the evaluation scenes with an adapter; writes inspection.json and inspection.png."""
-    reporting.say(f"adapter: {path}")
-    method, params = adapters.load(path, vlm)
-    inserts, name = method.inserts(params), methods.describe(method)[0]
+def run(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None) -> dict[str, Any]:
+    """Asks about the evaluation scenes with an adapter; writes inspection.json and inspection.png.
+
+    Args:
+      path: of the adapter; None asks the frozen VLM.
+    """
+    name, inserts = "raw", Inserts()
+    if path is not None:
+        method, params = adapters.load(path, vlm)
+        name, inserts = methods.describe(method)[0], method.inserts(params)
     records = evaluate.scenes(config, vlm)
     asked = evaluate.queries(records)
     vision = evaluate.encode(vlm, [record["image"] for record in records], inserts=inserts)
     where = [(query.image, query.name) for query in asked]
     answers = evaluate.locate(vlm, vision, where, inserts, config.eval, f"asking with {name}")
-    found = {"method": name, "adapter": str(path)}
+    found = {"method": name, "adapter": str(path or "none")}
     found |= {"errors": inspection.errors(asked, np.stack([a.box for a in answers]), vlm.codec.image_size)}
     maps = None
     if inserts.vision_output is not None:

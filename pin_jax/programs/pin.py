@@ -17,6 +17,7 @@ from PIL import Image
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
 from pin_jax import adapters, evaluate, methods, train
+from pin_jax.models.interface import Inserts
 from pin_jax.programs import compile as compiling
 from pin_jax.programs import inspect
 from pin_jax.runtime import entries, optimiser, reporting, sharding
@@ -31,6 +32,7 @@ TRAINING = (
     "batch_size", "steps", "lr", "schedule", *optimiser.OFF,
 )  # fmt: skip
 INSERT, RESULTS = "insert.safetensors", "results.json"
+NO_INSERT, SHIPPED = "none", "shipped"  # words of config.insert; anything else is a file
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -44,13 +46,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         return
     if config.run == "predict":
         _check_predict(config)
+    insert = None if config.run == "train" else find_insert(config, workdir)  # before weights are read
     vlm = open_vlm(config, config.batch_size if config.run == "train" else 0)
     reporting.make_workdir(workdir)
     if config.run == "predict":
-        predict(config, workdir, vlm)
+        predict(config, workdir, vlm, insert)
         return
     if config.run == "inspect":
-        inspect.run(config, workdir, vlm, find_insert(config, workdir))
+        inspect.run(config, workdir, vlm, insert)
         return
     _claim(config, workdir, vlm)
     reporting.plan(f"{config.run}: {config.method}, in {workdir}", train.describe(config, vlm))
@@ -61,7 +64,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
             figures.loss_curve(workdir / "loss.png", reporting.read_scalars(workdir))
         if jax.process_count() > 1:  # the others read what the first has written
             multihost_utils.sync_global_devices("insert")
-    score(config, workdir, vlm, time.monotonic() - begin)
+        insert = workdir / INSERT
+    score(config, workdir, vlm, insert, time.monotonic() - begin)
 
 
 def open_vlm(config: ConfigDict, batch: int = 0) -> VLM:
@@ -97,21 +101,57 @@ def training_entries(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config.get(key) for key in TRAINING}
 
 
-def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """config.insert, else the workdir's own, else the one that ships with the VLM."""
-    if config.insert:
-        return pathlib.Path(config.insert)
+def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | None:
+    """The insert of a run that does not train, and says which it is.
+
+    config.insert is a file, `shipped` (the one beside the small VLM) or `none` (the frozen VLM as it is); empty, it is
+    the workdir's own. A prediction in a workdir where nothing was trained takes the shipped one.
+
+    Raises:
+      UserError: there is none; what may be given instead.
+    """
     own, shipped = workdir / INSERT, pathlib.Path(config.vlm) / INSERT
-    return own if own.exists() else shipped
+    if config.insert == NO_INSERT:
+        reporting.say("insert: none, the frozen VLM as it is")
+        return None
+    instead = f"give config.insert a file, {NO_INSERT} (the frozen VLM as it is)"
+    instead += f" or {SHIPPED} ({shipped})" if shipped.exists() else ""
+    why = ""
+    if config.insert == SHIPPED:
+        path, missing = shipped, f"config.insert={SHIPPED}: none ships with {config.vlm}"
+    elif config.insert:
+        path, missing = pathlib.Path(config.insert), f"config.insert={config.insert}: no such file"
+    elif own.exists():
+        path, missing, why = own, "", ", of this workdir"
+    elif (workdir / "config.json").exists():
+        path, missing = own, f"workdir {workdir}: its training has not ended, so that it has no {INSERT}"
+    elif config.run == "predict":
+        path, missing = shipped, f"nothing was trained in {workdir}, and no insert ships with {config.vlm}"
+        why = f", which ships with the VLM: nothing was trained in {workdir}"
+    else:
+        path, missing = own, f"workdir {workdir} has no {INSERT}: nothing was trained in it"
+    if not path.is_file():
+        raise UserError(f"{missing}; {instead}")
+    reporting.say(f"insert: {path}{why}")
+    return path
 
 
-def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -> None:
-    """Evaluates an insert, prints the table, writes results, predictions and ground truth as JSON, and a picture."""
-    path = find_insert(config, workdir)
-    reporting.say(f"insert: {path}")
+def inserts_of(path: pathlib.Path | None, vlm: VLM) -> tuple[str, Inserts | None]:
+    """Name of the method in a file and what it puts into the VLM; `raw` and None without a file."""
+    if path is None:
+        return "raw", None
     method, params = adapters.load(path, vlm)
-    begin, name = time.monotonic(), methods.describe(method)[0]
-    rows, records, asked, answers = evaluate.evaluate(config, vlm, method.inserts(params), name)
+    return methods.describe(method)[0], method.inserts(params)
+
+
+def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None, seconds: float) -> None:
+    """Evaluates an insert, prints the table, writes results, predictions and ground truth as JSON, and a picture.
+
+    Args:
+      path: of the insert; None evaluates the frozen VLM alone. seconds: that went before, for results.json.
+    """
+    begin, (name, inserts) = time.monotonic(), inserts_of(path, vlm)
+    rows, records, asked, answers = evaluate.evaluate(config, vlm, inserts, name)
     if jax.process_index() > 0:
         return
     title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
@@ -140,7 +180,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, seconds: float) -
         "seconds": {"training": seconds, "evaluation": time.monotonic() - begin},
     }
     reporting.write_json(workdir / RESULTS, rows | extra | (records.about() if real else {}))
-    if path == workdir / INSERT:
+    if path is not None and path == workdir / INSERT:
         adapters.note(path, rows[name])
     reporting.say(f"wrote {workdir / RESULTS}, {workdir / 'predictions.png'}")
 
@@ -153,20 +193,22 @@ def _check_predict(config: ConfigDict) -> None:
     open_image(config.image)
 
 
-def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> dict[str, Any]:
-    """Finds config.prompts in config.image; writes boxes.json (pixels of the photograph) and boxes.png."""
+def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None) -> dict[str, Any]:
+    """Finds config.prompts in config.image; writes boxes.json (pixels of the photograph) and boxes.png.
+
+    Args:
+      path: of the insert; None asks the frozen VLM.
+    """
     wanted = entries.listed(config.prompts)
     for name in wanted:
         if vlm.names and name not in vlm.names:
             near = difflib.get_close_matches(name, vlm.names, 3, 0.5)
             hint = f"; near it: {', '.join(near)}" if near else f"; its {len(vlm.names)} names are in its model card"
             raise UserError(f"prompt {name!r}: the small VLM does not know that name{hint}")
-    path = find_insert(config, workdir)
-    method, params = adapters.load(path, vlm)
+    inserts = inserts_of(path, vlm)[1] or Inserts()
     photo = open_image(config.image)
     size = vlm.codec.image_size
     square = np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC))  # squashed, as in training and evaluation
-    inserts = method.inserts(params)
     vision = evaluate.encode(vlm, [square], 1, inserts)
     where = [(0, name) for name in wanted]
     answers = evaluate.locate(vlm, vision, where, inserts, config.eval, "asking")
@@ -175,7 +217,9 @@ def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> dict[str, An
         {"name": name, "box": [round(float(v), 1) for v in a.box * scale], "text": a.text, "parsed": bool(a.parsed)}
         for name, a in zip(wanted, answers, strict=True)
     ]
-    reporting.write_json(workdir / "boxes.json", {"image": str(config.image), "insert": str(path), "boxes": found})
+    reporting.write_json(
+        workdir / "boxes.json", {"image": str(config.image), "insert": str(path or NO_INSERT), "boxes": found}
+    )
     boxes = [np.array(row["box"]) for row in found]
     figures.predictions(
         workdir / "boxes.png", [np.asarray(photo)], [pathlib.Path(config.image).name], [wanted], [boxes]

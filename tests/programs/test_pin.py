@@ -119,6 +119,42 @@ def refused(config, workdir, *words):
     return text
 
 
+@pytest.mark.parametrize("run", ["evaluate", "inspect"])
+def test_a_mistyped_workdir_scores_nothing_else_in_silence(folder, trained, tmp_path, run):
+    """Found before any weights are read: those of this config are nowhere."""
+    for insert, word in (("", "nothing was trained"), ("no.safetensors", "no such file"), ("shipped", "none ships")):
+        config = config_for(tmp_path / "no_vlm", run=run, insert=insert)
+        refused(config, tmp_path / "mistyped", word, "config.insert", "none")
+    (tmp_path / "half").mkdir()
+    shutil.copy(trained / "config.json", tmp_path / "half")
+    refused(config_for(tmp_path / "no_vlm", run=run), tmp_path / "half", "has not ended")
+    shutil.copy(trained / "insert.safetensors", tmp_path)
+    refused(config_for(tmp_path, run=run), tmp_path / "mistyped", "nothing was trained", f"or shipped ({tmp_path}")
+
+
+def test_without_an_insert(folder, trained, tmp_path):
+    pin.run(config_for(folder, run="evaluate", insert="none"), tmp_path / "raw")
+    rows = [json.loads((w / "results.json").read_text()) for w in (trained, tmp_path / "raw")]
+    assert rows[0]["raw"] == rows[1]["raw"] and "pin" not in rows[1]
+    Image.new("RGB", (30, 30)).save(tmp_path / "photo.jpg")
+    config = config_for(folder, run="predict", image=str(tmp_path / "photo.jpg"), prompts="cat", insert="none")
+    pin.run(config, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "boxes.json").read_text())["insert"] == "none"
+
+
+def test_prediction_says_that_it_takes_the_shipped_insert(folder, trained, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "vlm")
+    shutil.copy(trained / "insert.safetensors", tmp_path / "vlm")
+    Image.new("RGB", (30, 30)).save(tmp_path / "photo.jpg")
+    config = config_for(tmp_path / "vlm", run="predict", image=str(tmp_path / "photo.jpg"), prompts="cat")
+    pin.run(config, tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "which ships with the VLM: nothing was trained in" in said
+    assert json.loads((tmp_path / "out" / "boxes.json").read_text())["insert"] == str(
+        tmp_path / "vlm" / "insert.safetensors"
+    )
+
+
 def test_bad_requests_are_one_line(folder, trained, tmp_path):
     refused(config_for(folder, run="trian"), tmp_path, "trian", "train")
     refused(config_for(tmp_path / "nowhere"), tmp_path, "nowhere", "no such folder")
@@ -135,9 +171,9 @@ def test_bad_requests_are_one_line(folder, trained, tmp_path):
     )
     Image.new("RGB", (20, 20)).save(tmp_path / "ok.png")
     refused(config_for(folder, run="predict", image=str(tmp_path / "ok.png"), prompts=" ,"), tmp_path, "config.prompts")
-    refused(
-        config_for(folder, run="predict", image=str(tmp_path / "ok.png"), prompts="tigre"), tmp_path, "tigre", "tiger"
-    )
+    insert = str(trained / "insert.safetensors")
+    unknown = config_for(folder, run="predict", image=str(tmp_path / "ok.png"), prompts="tigre", insert=insert)
+    refused(unknown, tmp_path, "tigre", "tiger")
     refused(config_for(folder, schedule="linear"), tmp_path / "s", "linear", "cosine")
 
 
