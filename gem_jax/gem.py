@@ -15,15 +15,14 @@ from gem_jax import attention as attention_lib
 from gem_jax import heatmaps, pretrained
 from gem_jax.pretrained import ImageText
 from input_pipeline.errors import UserError
-from input_pipeline.images import MAX_PIXELS, open_image
-from input_pipeline.text.prompts import article
+from input_pipeline.images import Picture
+from input_pipeline.images import open_image as picture
+from input_pipeline.text.prompts import article, is_template
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import normalise
 from pin_jax.runtime import reporting
 
 TEMPLATES = ("a photo of a {}.",)
-
-Picture = Any  # a path, a PIL image or uint8[H, W, 3]
 
 
 class GEM:
@@ -58,8 +57,11 @@ class GEM:
         vision = model.config.vision
         if len(self.size) != 2 or any(side <= 0 or side % vision.patch for side in self.size):
             raise UserError(f"size {size}: expected multiples of the model's patch, {vision.patch}")
-        if not self.templates or any("{}" not in template for template in self.templates):
-            raise UserError(f"templates {self.templates}: expected one or more texts with {{}} in the name's place")
+        if not self.templates or not all(map(is_template, self.templates)):
+            raise UserError(
+                f"templates {self.templates}: expected one or more texts with {{}} in the name's place, once, and"
+                " {article} for a or an if wanted; no other braces"
+            )
         self.stream = attention_lib.method(attention, vision, depth, iterations, temperature, parts)
         self._tokens = jax.jit(self._both)
         self._one = jax.jit(self._stream, static_argnames="original")
@@ -270,24 +272,6 @@ class GEM:
         """
         heat = heatmaps.minmax(self.maps(image, names, **options))
         return np.stack([heatmaps.box(one, threshold) for one in heat])
-
-
-def picture(image: Picture) -> Image.Image:
-    """A path, a PIL image or an array -> RGB.
-
-    Raises:
-      UserError: a file that is missing, broken or huge, or an array that is no picture.
-    """
-    if isinstance(image, Image.Image):
-        if image.width * image.height > MAX_PIXELS:
-            raise UserError(f"image of {image.width} x {image.height} pixels; at most {MAX_PIXELS:,}: shrink it")
-        return image.convert("RGB")
-    if isinstance(image, str | pathlib.Path):
-        return open_image(image)
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
-        raise UserError(f"image array {array.dtype}{list(array.shape)}: expected uint8[H, W, 3]")
-    return Image.fromarray(array)
 
 
 def _checked(prompts: Iterable[str]) -> list[str]:

@@ -13,10 +13,12 @@ import numpy as np
 
 from gem_jax.evaluation import points
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_text, regular
 from input_pipeline.images import SUFFIXES
 from input_pipeline.pasted.looks import Look, called, tints
 from input_pipeline.pasted.scenes import Scenes
 from input_pipeline.sets import openimages, registry
+from input_pipeline.sets.annotated import good_name
 from input_pipeline.sets.bad_records import BadRecordLog, walk
 from input_pipeline.sets.label_maps import BACKGROUND, IGNORE, LabelMaps, lookup
 
@@ -73,9 +75,10 @@ def label_folder(root: str | pathlib.Path, background: bool = True) -> LabelMaps
     """
     root = pathlib.Path(root)
     path = root / "classes.txt"
-    if not path.is_file():
-        raise UserError(f"data folder {root}: no classes.txt in it; write one class a line, in label order")
-    classes = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    lines = read_text(path, "classes", "write one class a line, in label order").splitlines()
+    classes = [good_name(line, f"{path}, line {k}") for k, line in enumerate(lines, 1) if line.strip()]
+    if not classes:
+        raise UserError(f"classes {path}: none in it; write one class a line, in label order")
     images = _images(root)
     absent = [name for name in images if not (root / "labels" / f"{name}.png").is_file()]
     if absent:
@@ -92,8 +95,7 @@ def point_folder(root: str | pathlib.Path, bad_records: BadRecordLog) -> openima
     """
     root = pathlib.Path(root)
     path = root / "points.csv"
-    if not path.is_file():
-        raise UserError(f"data folder {root}: no points.csv in it; expected OpenImages V7's columns")
+    regular(path, "points", "expected a CSV with OpenImages V7's columns")
     _images(root)
     return openimages.PointLabels(str(root), openimages.read(path, root / "images", bad_records))
 

@@ -129,7 +129,7 @@ class PackedBackgrounds(Backgrounds):
     def photo(self, index: int) -> Image.Image:
         """The photograph, RGB, as it was packed."""
         side = self.pack.index["side"]
-        return Image.frombuffer("RGB", (side, side), self.pack.read(self.kept[index]), "raw", "RGB", 0, 1)
+        return Image.frombuffer("RGB", (side, side), self.pack.read(self.kept[index], 3 * side**2), "raw", "RGB", 0, 1)
 
 
 def load(

@@ -8,7 +8,6 @@ A source has `names` (list of str, sorted; the category of each entry), `len(sou
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from PIL import Image
 
 from input_pipeline.cache import Cache, picture_bytes
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_json
 from input_pipeline.images import open_image
 from input_pipeline.pasted import names, packed, xpaste
 from input_pipeline.sets.names import normalise
@@ -135,7 +135,13 @@ def fluent(root: str | pathlib.Path) -> Cutouts:
             f"cut-outs fluent:{root}: expected node_modules with @lobehub/fluent-emoji-3d and emojibase-data;"
             " npm install both there"
         )
-    labels = {row["hexcode"].lower().replace("-fe0f", ""): row["label"] for row in json.loads(data.read_text("utf-8"))}
+    rows = read_json(data, "cut-outs fluent", "install emojibase-data again")
+    texts = isinstance(rows, list) and all(
+        isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("hexcode", "label")) for row in rows
+    )
+    if not texts:
+        raise UserError(f"cut-outs fluent {data}: expected a list of objects with hexcode and label; install it again")
+    labels = {row["hexcode"].lower().replace("-fe0f", ""): row["label"] for row in rows}
     files = ((labels.get(p.stem.lower().replace("-fe0f", "")), p) for p in sorted(assets.iterdir()))
     return Cutouts([(name, p) for name, p in files if name])
 

@@ -7,15 +7,15 @@ A folder holds index.json and data-*.array_record, whose record i is entry i of 
 
 from __future__ import annotations
 
-import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grain
 from PIL import Image
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_json, regular
 
 INDEX, VERSION = "index.json", 1
 FEWEST = 24  # pixels of the longer side of the smallest level
@@ -27,6 +27,44 @@ def levels(width: int, height: int) -> list[tuple[int, int]]:
     while max(out[-1]) >= 2 * FEWEST:
         out.append((max(1, out[-1][0] // 2), max(1, out[-1][1] // 2)))
     return out
+
+
+def _are(values: Any, count: int, accepts: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list) and len(values) == count and all(map(accepts, values))
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 65_536
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _checked(index: Any, kind: str, folder: Any) -> dict[str, Any]:
+    """What index.json holds.
+
+    Raises:
+      UserError: it is another kind's, or an entry is missing or of another type.
+    """
+    if not isinstance(index, dict):
+        raise UserError(f"packed:{folder}: {INDEX} is broken (a {type(index).__name__}); prepare it again")
+    if index.get("kind") != kind or index.get("version") != VERSION:
+        raise UserError(f"packed:{folder}: holds {index.get('kind')}, expected {kind}; prepare it again")
+    count = index.get("count")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise UserError(f"packed:{folder}: {INDEX} is broken (count {count!r}); prepare it again")
+    good = {"source": _is_text(index.get("source", "")), "splits": _are(index.get("splits"), count, _is_text)}
+    if kind == "backgrounds":
+        good["side"] = _is_side(index.get("side"))
+    else:
+        good["names"] = _are(index.get("names"), count, _is_text)
+        good["sizes"] = _are(index.get("sizes"), count, lambda size: _are(size, 2, _is_side))
+    for entry in (entry for entry, is_good in good.items() if not is_good):
+        raise UserError(
+            f"packed:{folder}: {INDEX} is broken ({entry}: not one for each of {count:,}); prepare it again"
+        )
+    return index
 
 
 class Pack:
@@ -42,32 +80,33 @@ class Pack:
     def __init__(self, folder: str | pathlib.Path, kind: str):
         self.folder = pathlib.Path(folder)
         path = self.folder / INDEX
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"{kind} packed:{folder}: no {INDEX} in it; make it first: configs/prepare.py")
-        try:
-            self.index: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise UserError(f"{kind} packed:{folder}: {INDEX} is broken ({error}); prepare it again") from error
-        if self.index.get("kind") != kind or self.index.get("version") != VERSION:
-            raise UserError(f"packed:{folder}: holds {self.index.get('kind')}, expected {kind}; prepare it again")
+        self.index: dict[str, Any] = _checked(read_json(path, f"{kind} packed", "prepare it again"), kind, folder)
         self._source: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_source": None}
 
-    def read(self, number: int) -> bytes:
-        """A record.
+    def read(self, number: int, size: int) -> bytes:
+        """A record of so many bytes.
 
         Raises:
-          UserError: a file is missing or broken.
+          UserError: a file is missing or broken, or the record has another size.
         """
         try:
             if self._source is None:
-                source = grain.sources.ArrayRecordDataSource([str(p) for p in sorted(self.folder.glob("data-*"))])
+                files = [regular(p, "packed data", "prepare it again") for p in sorted(self.folder.glob("data-*"))]
+                source = grain.sources.ArrayRecordDataSource([str(path) for path in files])
                 if len(source) != self.index["count"]:
                     raise ValueError(f"{len(source)} records, {INDEX} has {self.index['count']}")
                 self._source = source
-            return self._source[number]
+            record = self._source[number]
+            if len(record) != size:
+                raise ValueError(f"record {number} has {len(record)} bytes, {INDEX} says {size}")
+            return record
+        except UserError:
+            raise
         except Exception as error:  # array_record raises many kinds
             raise UserError(f"packed:{self.folder}: broken ({error}); prepare it again") from error
 
@@ -89,7 +128,7 @@ class PackedCutouts:
     @property
     def kind(self) -> str:
         """Of the source that they were packed from, as its spec begins."""
-        return self.pack.index["source"].partition(":")[0]
+        return self.pack.index.get("source", "").partition(":")[0]
 
     @property
     def splits(self) -> dict[str, str]:
@@ -117,7 +156,9 @@ class PackedCutouts:
         chosen = max((k for k, (w, h) in enumerate(sizes) if w >= size[0] and h >= size[1]), default=0)
         start = sum(4 * w * h for w, h in sizes[:chosen])
         width, height = sizes[chosen]
-        pixels = memoryview(self.pack.read(number))[start : start + 4 * width * height]
+        pixels = memoryview(self.pack.read(number, sum(4 * w * h for w, h in sizes)))[
+            start : start + 4 * width * height
+        ]
         return Image.frombuffer("RGBa", (width, height), pixels, "raw", "RGBa", 0, 1)
 
     def __getitem__(self, index: int) -> tuple[str, Image.Image]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import shortened
 from input_pipeline.sets import lvis
 from input_pipeline.sets.coco import load_json
 from input_pipeline.sets.names import normalise
@@ -50,6 +52,8 @@ def entries(where: str | pathlib.Path) -> list[tuple[str, pathlib.Path]]:
 def _file(top: pathlib.Path, path: str) -> pathlib.Path:
     """The file of a pool's path: from `images/` or from the JSON's folder; a `*` in front is not part of it."""
     given = pathlib.PurePosixPath(path.removeprefix("*"))
+    if ".." in given.parts or "\0" in path:
+        raise UserError(f"cut-outs xpaste:{top}: path {shortened(path)!r} leads out of the pool; expected one below it")
     relative = given.relative_to("/") if given.is_absolute() else given
     options = [top / "images" / relative, top / relative, *([pathlib.Path(given)] if given.is_absolute() else [])]
-    return next((option for option in options if option.is_file()), options[0])
+    return next((option for option in options if os.path.isfile(option)), options[0])

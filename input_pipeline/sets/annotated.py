@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import shortened
 from input_pipeline.images import open_image
 
 OBJECTS = (
@@ -77,6 +78,24 @@ class Annotated:
 
     def _image(self, entry: dict[str, Any]) -> np.ndarray:
         return np.asarray(open_image(entry["path"], "RGB", entry["size"]))
+
+
+LONGEST = 500  # letters of a name or a sentence
+
+
+def good_name(name: Any, where: str) -> str:
+    """A name or sentence that can be asked for, without spaces around it.
+
+    Raises:
+      UserError: no text, an empty one, or one of over 500 letters.
+    """
+    if not isinstance(name, str):
+        raise UserError(f"{where}: name {shortened(repr(name))}; expected a text", "wrong type")
+    if not name.strip():
+        raise UserError(f"{where}: its name is empty", "empty name")
+    if len(name) > LONGEST:
+        raise UserError(f"{where}: a name of {len(name):,} letters; expected {LONGEST} at most", "too long name")
+    return name.strip()
 
 
 def entry(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_json
 from input_pipeline.images import MAX_PIXELS
-from input_pipeline.sets.annotated import Annotated, entry, not_empty
+from input_pipeline.sets.annotated import Annotated, entry, good_name, not_empty
 from input_pipeline.sets.bad_records import BadRecordLog, good_box
 from input_pipeline.sets.layout import Pictures, find
 from input_pipeline.sets.names import normalise
@@ -61,17 +61,8 @@ def _folders(top: pathlib.Path, split: str) -> list[pathlib.Path]:
 
 
 def load_json(path: pathlib.Path) -> Any:
-    """A JSON file.
-
-    Raises:
-      UserError: missing, or not JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"annotations {path}: no such file; give a JSON in COCO's form") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"annotations {path}: not intact JSON ({error}); fetch it again") from error
+    """A JSON file; errors as in `files.read_json`."""
+    return read_json(path, "annotations", "give a JSON in COCO's form")
 
 
 def lists(path: pathlib.Path, *keys: str) -> list[list[Any]]:
@@ -112,58 +103,77 @@ def read(
     called: dict[Any, str] = {}
     for k, category in enumerate(categories):
         with bad_records.guard(f"{where}, category {k}"):
-            if not isinstance(category["name"], str):
-                raise TypeError(f"name {category['name']!r}")
-            called[_id(category["id"])] = rename(category["name"])
+            at = f"{where}, category {k}"
+            key, own = whole(category["id"]), rename(good_name(category["name"], at))
+            if called.setdefault(key, own) != own:
+                raise UserError(f"{at}: id {key} is {called[key]!r} before; {own!r} is left out", "category id twice")
     of: dict[Any, dict[str, list]] = {}
     found = []
     for k, image in enumerate(images):
         with bad_records.guard(f"{where}, image {k}"):
-            width, height = image["width"], image["height"]
-            if not all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in (width, height)):
-                raise TypeError(f"size {width!r} x {height!r}")
+            width, height = size_of(image)
             rows: dict[str, list] = {key: [] for key in ("boxes", "names", "ids", "crowd", "shapes", "category_ids")}
-            if _id(image["id"]) in of:
-                raise UserError(f"{where}, image {k}: id {image['id']} occurs twice", "image id twice")
-            of[_id(image["id"])] = rows | {"size": (width, height)}
-            found.append((_file(image), image["id"], (width, height), rows))
+            key = whole(image["id"])
+            if key in of:
+                raise UserError(f"{where}, image {k}: id {key} occurs twice", "image id twice")
+            of[key] = rows | {"size": (width, height)}
+            found.append((_file(image), key, (width, height), rows))
     for k, annotation in enumerate(annotations):
         at = f"{where}, annotation {k}"
         with bad_records.guard(at):
-            rows = of.get(_id(annotation["image_id"]))
+            rows = of.get(whole(annotation["image_id"]))
             if rows is None:
                 raise UserError(f"{at}: image_id {annotation['image_id']} is no image of the set", "unknown image")
-            if _id(annotation["category_id"]) not in called:
-                raise UserError(f"{at}: category_id {annotation['category_id']} has no name", "unknown category")
+            category = whole(annotation["category_id"])
+            if category not in called:
+                raise UserError(f"{at}: category_id {category} has no name", "unknown category")
             x, y, w, h = annotation["bbox"]
             if any(isinstance(v, str | bool) for v in (x, y, w, h)):
                 raise TypeError(f"bbox {annotation['bbox']!r}")
             box = good_box([x, y, x + w, y + h], *rows["size"], at)
             added = {
-                "boxes": box, "names": called[annotation["category_id"]], "ids": annotation.get("id", k),
-                "crowd": bool(int(annotation.get("iscrowd", 0))),
+                "boxes": box, "names": called[category], "ids": whole(annotation.get("id", k)),
+                "crowd": bool(int(annotation.get("iscrowd") or 0)),
                 "shapes": annotation.get("segmentation") if with_masks else None,
-                "category_ids": annotation["category_id"],
+                "category_ids": category,
             }  # fmt: skip
             for key, value in added.items():
                 rows[key].append(value)
     entries = []
-    for files, image_id, size, rows in found:
+    for file, image_id, size, rows in found:
         with bad_records.guard(f"{where}, image {image_id}"):
-            entries.append(entry(pictures.path(*files), image_id, size, **rows))
+            entries.append(entry(pictures.path(file), image_id, size, **rows))
     return Annotated(name, not_empty(name, entries, path), with_masks)
 
 
-def _id(value: Any) -> Any:
-    """An id, which is a number or a text."""
+def whole(value: Any) -> int | str:
+    """An id: a number (some tools write 7.0), or a text.
+
+    Raises:
+      TypeError: neither.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise TypeError(f"id {value!r}")
     return value
 
 
-def _file(image: dict[str, Any]) -> tuple[str, ...]:
-    """File names under which a picture may stand: as given, and without its folder; LVIS gives only a URL."""
+def size_of(image: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) of an entry of `images`.
+
+    Raises:
+      TypeError: no whole numbers of pixels.
+    """
+    sides = whole(image["width"]), whole(image["height"])
+    if not all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in sides):
+        raise TypeError(f"size {image['width']!r} x {image['height']!r}")
+    return sides
+
+
+def _file(image: dict[str, Any]) -> str:
+    """The file name of a picture; LVIS gives only a URL."""
     given = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
     if not isinstance(given, str):
         raise TypeError(f"file_name {given!r}")
-    return tuple(dict.fromkeys((given, pathlib.PurePosixPath(given).name)))
+    return given

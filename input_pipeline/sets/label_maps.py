@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.images import open_image, open_labels
+from input_pipeline.images import MISFIT, open_image, open_labels
 
 BACKGROUND, IGNORE = -1, -2  # in a record's labels; the others are indices of classes
 
@@ -77,11 +77,12 @@ class LabelMaps:
         """
         path, where = self.pairs[index]
         given = self.read(where)
-        image = np.asarray(open_image(path))
-        if given.shape != image.shape[:2]:
-            raise UserError(
-                f"labels {_short(where)}: {given.shape}, its image has {image.shape[:2]}", "labels of another size"
-            )
+        try:  # labels are drawn on the pixels as they are stored, or on the upright picture: their size tells which
+            image = np.asarray(open_image(path, size=given.shape[::-1], stored=True))
+        except UserError as error:
+            if error.kind != MISFIT:
+                raise
+            raise UserError(f"labels {_short(where)}: {given.shape}; {error}", "labels of another size") from error
         labels = self.table[given.clip(0, len(self.table) - 1)]
         if (labels == -3).any() or given.min() < 0:
             value = int(given[(labels == -3) | (given < 0)].max())

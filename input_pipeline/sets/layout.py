@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterable
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_text, shortened
 
 
 def find(root: str | pathlib.Path, name: str, *candidates: str) -> pathlib.Path:
@@ -37,27 +39,46 @@ class Pictures:
     def __init__(self, folders: Iterable[pathlib.Path]):
         self.folders = [folder for folder in dict.fromkeys(map(pathlib.Path, folders)) if folder.is_dir()]
 
-    def path(self, *names: str) -> pathlib.Path:
-        """The first of the names that is in one of the folders; where none is, the path that was expected.
+    def path(self, name: str) -> pathlib.Path:
+        """The picture of a name in one of the folders; where there is none, the path that was expected.
 
-        A name may not lead out of its folder: what stands in an annotation file is not trusted.
+        The name is as other tools write it: with folders above it that are another machine's or lead elsewhere, with
+        backslashes. It is looked for as it stands, then without its folders; it never leads out of the folders that
+        were given, since what stands in an annotation file is not trusted.
 
         Raises:
-          UserError: a name that leads elsewhere.
+          UserError: a name that leads elsewhere, and whose picture is not here.
         """
-        for name in names:
-            if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts or "\0" in name:
-                raise UserError(f"file name {name!r}: leads out of its folder; expected a plain name", "bad file name")
-        for name in names:
+        plain = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+        inside = [own for own in dict.fromkeys((name, name.replace("\\", "/"), plain)) if is_inside(own)]
+        for own in inside:
             for folder in self.folders:
-                if (folder / name).is_file():
-                    return folder / name
-        return (self.folders[0] if self.folders else pathlib.Path()) / names[0]
+                if os.path.isfile(folder / own):  # unlike pathlib's, False for names that no file system takes
+                    return folder / own
+        if name not in inside:
+            raise UserError(
+                f"file name {shortened(name)!r}: leads out of its folder, and {shortened(plain)!r} is not in it",
+                "bad file name",
+            )
+        return (self.folders[0] if self.folders else pathlib.Path()) / name
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path below a folder stays below it, on any system."""
+    parts = name.replace("\\", "/").split("/")
+    absolute = name[:1] in ("/", "\\") or name[1:2] == ":"
+    return bool(name.strip()) and not absolute and ".." not in parts and "\0" not in name
 
 
 def listed(path: pathlib.Path) -> list[str]:
-    """The ids in a list of a set (`ImageSets/.../val.txt`): the first word of each line."""
-    try:
-        return [line.split()[0] for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"list {path}: cannot be read ({error}); expected one image id a line") from error
+    """The ids in a list of a set (`ImageSets/.../val.txt`): the first word of each line.
+
+    Raises:
+      UserError: no such list, no text, or an id that leads out of the set's folders.
+    """
+    lines = read_text(path, "list", "expected one image id a line").splitlines()
+    ids = [line.split()[0] for line in lines if line.strip()]
+    for name in ids:
+        if not is_inside(name):
+            raise UserError(f"list {path}: id {shortened(name)!r} leads out of the set's folder; expected a plain name")
+    return ids

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import regular
 from input_pipeline.images import SUFFIXES, open_image
+from input_pipeline.sets.annotated import good_name
 from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.sets.layout import find
 
@@ -77,9 +79,21 @@ def points(root: str | pathlib.Path, bad_records: BadRecordLog, split: str = "va
     return PointLabels(name, read(path, images, bad_records, called))
 
 
+def _rows(path: pathlib.Path) -> Iterator[list[str]]:
+    """The rows of a CSV, one by one.
+
+    Raises:
+      UserError: no file, or no CSV in UTF-8.
+    """
+    try:
+        with regular(path, "points", "expected a CSV").open(newline="", encoding="utf-8-sig") as file:
+            yield from csv.reader(file)
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"points {path}: not intact CSV in UTF-8 ({error}); fetch it again") from error
+
+
 def _descriptions(path: pathlib.Path) -> dict[str, str]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row[0]: row[1] for row in csv.reader(file) if len(row) >= 2}
+    return {row[0]: row[1] for row in _rows(path) if len(row) >= 2}
 
 
 def read(
@@ -95,24 +109,24 @@ def read(
     """
     files = {p.stem: p for p in sorted(images.glob("*")) if p.suffix.lower() in SUFFIXES}
     found: dict[str, list[tuple[str, float, float, bool]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = COLUMNS - set(reader.fieldnames or ())
-        if missing:
-            raise UserError(f"{path}: columns missing: {', '.join(sorted(missing))}")
-        for k, row in enumerate(reader):
-            if row["ImageId"] not in files:
+    table = _rows(path)
+    columns = next(table, [])
+    if missing := COLUMNS - set(columns):
+        raise UserError(f"{path}: columns missing: {', '.join(sorted(missing))}")
+    for k, cells in enumerate(table):
+        row = dict(zip(columns, cells, strict=False))
+        if row.get("ImageId") not in files:
+            continue
+        at = f"{path.name}, row {k + 2}"
+        with bad_records.guard(at):
+            answer = row["EstimatedYesNo"].lower()
+            if answer not in ("yes", "no"):
                 continue
-            at = f"{path.name}, row {k + 2}"
-            with bad_records.guard(at):
-                answer = row["EstimatedYesNo"].lower()
-                if answer not in ("yes", "no"):
-                    continue
-                x, y = float(row["X"]), float(row["Y"])
-                if not (0 <= x <= 1 and 0 <= y <= 1):
-                    raise UserError(f"{at}: point {x}, {y}; expected 0 to 1", "point outside")
-                name = row.get("TextLabel") or (called or {}).get(row["Label"]) or row["Label"]
-                found.setdefault(row["ImageId"], []).append((name.lower(), x, y, answer == "yes"))
+            x, y = float(row["X"]), float(row["Y"])
+            if not (0 <= x <= 1 and 0 <= y <= 1):
+                raise UserError(f"{at}: point {x}, {y}; expected 0 to 1", "point outside")
+            name = good_name(row.get("TextLabel") or (called or {}).get(row["Label"]) or row["Label"], at)
+            found.setdefault(row["ImageId"], []).append((name.lower(), x, y, answer == "yes"))
     if not found:
         raise UserError(f"{path}: no point of any picture in {images}")
     return [(files[image_id], rows) for image_id, rows in found.items()]

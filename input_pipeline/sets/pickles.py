@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import regular
 
 
 class _Plain(pickle.Unpickler):
@@ -27,7 +28,7 @@ def load(path: str | pathlib.Path) -> Any:
     Raises:
       UserError: no such file, a broken one, or one that names anything to call.
     """
-    path = pathlib.Path(path)
+    path = regular(path, "split file", "expected one of RefCOCO, such as refs(unc).p")
     try:
         with open(path, "rb") as file:
             reader = _Plain(file, encoding="utf-8", errors="replace")
@@ -35,7 +36,5 @@ def load(path: str | pathlib.Path) -> Any:
             return reader.load()
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a split file of RefCOCO, such as refs(unc).p") from None
     except Exception as error:  # a broken pickle can fail in any way
         raise UserError(f"{path}: broken ({type(error).__name__}: {error}); fetch it again") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 from input_pipeline.errors import UserError
 from input_pipeline.sets import coco, pickles
-from input_pipeline.sets.annotated import Annotated, entry, not_empty
+from input_pipeline.sets.annotated import Annotated, entry, good_name, not_empty
 from input_pipeline.sets.bad_records import BadRecordLog, good_box
 from input_pipeline.sets.layout import Pictures, find
 
@@ -41,7 +41,7 @@ def expressions(
     file_of: dict[Any, str] = {}
     for k, image in enumerate(images):
         with bad_records.guard(f"instances.json, image {k}"):
-            size_of[image["id"]] = int(image["width"]), int(image["height"])
+            size_of[image["id"]] = coco.size_of(image)
             file_of[image["id"]] = image["file_name"]
     for k, annotation in enumerate(annotations):
         with bad_records.guard(f"instances.json, annotation {k}"):
@@ -63,11 +63,14 @@ def expressions(
                 raise UserError(f"{at}: ann_id {ref['ann_id']} is not in instances.json", "unknown annotation")
             box = good_box(box_of[ref["ann_id"]], *size_of[ref["image_id"]], at)
             category = str(known.get(ref.get("category_id"), ""))
-            added = [
-                (box, category, str(sentence["sent"]), ref["ann_id"],
-                 {"sent_id": sentence["sent_id"], "ref_id": ref["ref_id"], "ann_id": ref["ann_id"]})
-                for sentence in ref["sentences"]
-            ]  # fmt: skip
+            added = []
+            for sentence in ref["sentences"]:
+                with bad_records.guard(at):  # one bad sentence leaves the others
+                    about = {"sent_id": sentence["sent_id"], "ref_id": ref["ref_id"], "ann_id": ref["ann_id"]}
+                    said = good_name(sentence["sent"], f"{at}, sentence {sentence['sent_id']}")
+                    added.append((box, category, said, ref["ann_id"], about))
+            if not added:
+                continue
             own = rows.setdefault(
                 ref["image_id"], {key: [] for key in ("boxes", "names", "query_text", "ids", "sentences")}
             )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import read_text, regular
 from input_pipeline.sets import coco, names
 from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.sets.label_maps import BACKGROUND, IGNORE, LabelMaps, lookup
@@ -67,7 +68,7 @@ def _context_ids(root: Any, top: pathlib.Path, where: pathlib.Path, split: str) 
 def _context_table(path: pathlib.Path, zero: int) -> np.ndarray:
     """labels.txt, lines `1: accordion` -> a table from the 459 labels to the 59."""
     ids = {}
-    for line in path.read_text("utf-8").splitlines():
+    for line in read_text(path, "labels", "expected lines `1: accordion`").splitlines():
         number, _, label = line.partition(":")
         if label.strip() and number.strip().isdigit():
             ids[label.strip()] = int(number)
@@ -83,8 +84,7 @@ def _context_table(path: pathlib.Path, zero: int) -> np.ndarray:
 def _read_mat(path: pathlib.Path) -> np.ndarray:
     from scipy.io import loadmat
 
-    if not path.is_file():
-        raise UserError(f"labels {path}: no such file", "missing image")
+    regular(path, "labels", "expected one .mat an image", "missing image")
     try:
         return loadmat(str(path))["LabelMap"].astype(np.int32)
     except Exception as error:  # scipy raises many kinds for a broken file

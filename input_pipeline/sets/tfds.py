@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.sets.annotated import Annotated, entry, not_empty
+from input_pipeline.sets.annotated import Annotated, entry, good_name, not_empty
 from input_pipeline.sets.bad_records import BadRecordLog, good_box
 
 
@@ -66,7 +66,7 @@ def _entry(record: Any, index: int, label: Any, at: str, bad_records: BadRecordL
         with bad_records.guard(f"{at}, object {k}"):
             y1, x1, y2, x2 = (float(v) for v in objects["bbox"][k])  # from 0 to 1
             boxes.append(good_box([x1, y1, x2, y2], 1, 1, f"{at}, object {k}"))
-            names.append(label.int2str(int(labels[k])))
+            names.append(good_name(label.int2str(int(labels[k])), f"{at}, object {k}"))
             ids.append(int(objects["id"][k]) if "id" in objects else 1000 * index + k)
             crowd.append(bool(objects["is_crowd"][k]) if "is_crowd" in objects else False)
             difficult.append(bool(objects["is_difficult"][k]) if "is_difficult" in objects else False)

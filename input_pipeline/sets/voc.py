@@ -6,7 +6,8 @@ import pathlib
 from xml.etree import ElementTree
 
 from input_pipeline.errors import UserError
-from input_pipeline.sets.annotated import Annotated, entry, not_empty
+from input_pipeline.files import read_bytes
+from input_pipeline.sets.annotated import Annotated, entry, good_name, not_empty
 from input_pipeline.sets.bad_records import BadRecordLog, good_box
 from input_pipeline.sets.layout import find, listed
 
@@ -35,11 +36,10 @@ def detection(
 
 def _read(top: pathlib.Path, image_id: str, bad_records: BadRecordLog) -> dict:
     path = top / "Annotations" / f"{image_id}.xml"
+    raw = read_bytes(path, "annotation", "expected one XML an image", "missing annotation")
     try:
-        tree = ElementTree.parse(path).getroot()
-    except FileNotFoundError:
-        raise UserError(f"annotation {path}: no such file; expected one XML an image", "missing annotation") from None
-    except (ElementTree.ParseError, OSError, UnicodeDecodeError) as error:
+        tree = ElementTree.fromstring(raw)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: encodings it has not
         raise UserError(f"annotation {path}: not intact XML ({error}); fetch it again", "broken annotation") from error
     width, height = (int(float(tree.findtext(f"size/{side}", ""))) for side in ("width", "height"))
     boxes, names, ids, difficult = [], [], [], []
@@ -49,9 +49,7 @@ def _read(top: pathlib.Path, image_id: str, bad_records: BadRecordLog) -> dict:
             sides = [float(thing.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
             # VOC counts pixels from 1, both ends inclusive.
             box = good_box([sides[0] - 1, sides[1] - 1, sides[2], sides[3]], width, height, where)
-            name = (thing.findtext("name") or "").strip()
-            if not name:
-                raise UserError(f"{where}: without a name", "wrong type")
+            name = good_name(thing.findtext("name") or "", where)
             hard = (thing.findtext("difficult") or "0").strip() == "1"
             boxes.append(box)
             names.append(name)

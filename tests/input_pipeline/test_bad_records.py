@@ -158,7 +158,7 @@ def test_boxes_beyond_the_edge_are_cut():
     (layouts.voc_xml(layouts.voc_object("dog", (40, 40, 9, 5))), "inverted box"),
     (layouts.voc_xml(layouts.voc_object("dog", (100, 100, 109, 105))), "box outside"),
     (layouts.voc_xml(layouts.voc_object("dog", ("a", 4, 9, 5))), "wrong type"),
-    (layouts.voc_xml(layouts.voc_object("", (1, 4, 9, 5))), "wrong type"),
+    (layouts.voc_xml(layouts.voc_object("", (1, 4, 9, 5))), "empty name"),
     (layouts.voc_xml("<object><name>dog</name></object>"), "wrong type"),
     ("<annotation></annotation>", "wrong type"),
 ])  # fmt: skip

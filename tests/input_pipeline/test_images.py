@@ -1,5 +1,9 @@
 """Opening what users hand in: odd pictures open upright and right, bad files are one clear line."""
 
+import os
+import pathlib
+import socket
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,9 +23,21 @@ def test_missing_file(tmp_path):
         open_image(tmp_path / "none.png")
 
 
-def test_folder_in_place_of_a_file(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        open_image(tmp_path)
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket"))
+        for path, words in (
+            (tmp_path, "is a folder, not a file; give the path of a PNG or JPEG"),
+            (tmp_path / "fifo", "is a FIFO"),
+            (tmp_path / "socket", "is a socket"),
+            (pathlib.Path(os.devnull), "is a device"),
+            (tmp_path / ("x" * 5000), "File name too long"),
+            ("a\0b", "null"),
+        ):
+            with pytest.raises(UserError, match=words) as caught:
+                open_image(path)
+            assert len(str(caught.value)) < 400
 
 
 def test_text_file(tmp_path):
@@ -69,6 +85,52 @@ def test_sixteen_bit_png(tmp_path):
     assert np.asarray(open_image(tmp_path / "a.png", "RGBA"))[..., 3].min() == 255
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])
+def test_paths_pil_images_and_arrays_are_seen_alike(tmp_path, mode):
+    image = Image.fromarray(gradient())
+    if mode == "I;16":
+        image = Image.fromarray(gradient().astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(gradient().astype(np.float32) / 255)
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "a.tif")
+    by_path = np.asarray(open_image(tmp_path / "a.tif"))
+    np.testing.assert_array_equal(by_path, np.asarray(open_image(image)))
+    np.testing.assert_array_equal(by_path, np.asarray(open_image(by_path)))
+    np.testing.assert_allclose(by_path[..., 0], gradient() if mode != "1" else np.asarray(image) * 255, atol=1)
+
+
+def test_arrays_that_are_pictures():
+    rgb = np.asarray(open_image(gradient()))
+    assert rgb.shape == (20, 30, 3)
+    for array in (gradient()[..., None], np.dstack([rgb, rgb[..., :1]]), gradient().astype(np.uint16) * 257):
+        np.testing.assert_array_equal(np.asarray(open_image(array)), rgb)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 3), bool), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8),
+              np.zeros((0, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8), None, "x"[:0]]
+)  # fmt: skip
+def test_arrays_that_are_none_are_refused(array):
+    with pytest.raises(UserError, match="image"):
+        open_image(array)
+
+
+@pytest.mark.parametrize("values", [(0, 1.5e4), (-1, 1), (0, np.nan), (0, np.inf)])
+def test_floating_point_beyond_its_ranges_is_refused(tmp_path, values):
+    Image.fromarray(np.tile(np.linspace(*values, 30, dtype=np.float32), (20, 1))).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="expected 0 to 1 or 0 to 255, or 16 bits: scale it"):
+        open_image(tmp_path / "a.tif")
+
+
+def test_floating_point_up_to_255_is_rounded():
+    image = Image.fromarray(gradient().astype(np.float32) + 0.2)
+    np.testing.assert_array_equal(
+        np.asarray(open_image(image.point(lambda v: v * 0.9)))[..., 1], np.round((gradient() + 0.2) * 0.9)
+    )
+
+
 def test_exif_rotation(tmp_path):
     image = Image.fromarray(gradient())
     exif = image.getexif()
@@ -77,3 +139,6 @@ def test_exif_rotation(tmp_path):
     upright = np.asarray(open_image(tmp_path / "a.jpg"))
     assert upright.shape == (30, 20, 3)
     np.testing.assert_allclose(upright[..., 0], np.rot90(gradient(), -1), atol=6)
+    with Image.open(tmp_path / "a.jpg") as opened:  # a PIL image is turned as its file is
+        np.testing.assert_array_equal(np.asarray(open_image(opened)), upright)
+    np.testing.assert_array_equal(np.asarray(open_image(open_image(tmp_path / "a.jpg"))), upright)  # and once

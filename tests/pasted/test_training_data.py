@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import pickle
 
@@ -148,10 +149,74 @@ def test_broken_packs_are_one_line(prepared):
     with pytest.raises(UserError, match="cutouts: broken .*; prepare it again"):
         cutouts.load(f"packed:{folder}")[0]
     (folder / "index.json").write_text("{")
-    with pytest.raises(UserError, match="index.json is broken"):
+    with pytest.raises(UserError, match="index.json: not intact JSON"):
         cutouts.load(f"packed:{folder}")
     with pytest.raises(UserError, match="no index.json in it; make it first"):
         cutouts.load(f"packed:{root}")
+
+
+def test_packed_data_damaged_inside_are_refused(prepared):
+    data = next((prepared[0] / "packed" / "cutouts").glob("data-*"))
+    raw = bytearray(data.read_bytes())
+    raw[len(raw) // 3] ^= 1  # one bit, the size as it was: the format has checksums
+    data.write_bytes(raw)
+    source = cutouts.load(f"packed:{prepared[0] / 'packed' / 'cutouts'}")
+    with pytest.raises(UserError, match="cutouts: broken .*; prepare it again"):
+        for k in range(len(source)):
+            source[k]
+
+
+GOOD = {
+    "kind": "cutouts",
+    "version": 1,
+    "count": 1,
+    "source": "x",
+    "names": ["a"],
+    "splits": ["train"],
+    "sizes": [[5, 5]],
+}
+
+
+@pytest.mark.parametrize(
+    "changes", [[], None, 5, {"count": "x"}, {"count": -1}, {"count": 10**9}, {"count": True}, {"names": [5]},
+                {"names": "a"}, {"splits": None}, {"sizes": [[5]]}, {"sizes": [["a", 5]]}, {"sizes": [[0, 5]]},
+                {"sizes": [5]}, {"source": 5}, {"version": 2}]
+)  # fmt: skip
+def test_an_index_of_another_form_is_one_line(tmp_path, changes):
+    (tmp_path / "index.json").write_text(json.dumps(GOOD | changes if isinstance(changes, dict) else changes))
+    with pytest.raises(UserError, match="prepare it again"):
+        cutouts.load(f"packed:{tmp_path}", "train")
+
+
+@pytest.mark.parametrize("missing", ["count", "names", "splits", "sizes"])
+def test_an_index_without_an_entry_is_one_line(tmp_path, missing):
+    (tmp_path / "index.json").write_text(json.dumps({k: v for k, v in GOOD.items() if k != missing}))
+    with pytest.raises(UserError, match="prepare it again"):
+        cutouts.load(f"packed:{tmp_path}", "train")
+
+
+def test_packed_data_that_are_no_file_are_never_waited_for(tmp_path):
+    (tmp_path / "index.json").write_text(json.dumps(GOOD))
+    os.mkfifo(tmp_path / "data-00000.array_record")
+    with pytest.raises(UserError, match="is a FIFO"):
+        cutouts.load(f"packed:{tmp_path}", "train")[0]
+
+
+@pytest.mark.parametrize("text", ["{", "5", "[5]", '[{"hexcode": 5}]', '[{"hexcode": "1f600", "label": 5}]'])
+def test_fluent_data_of_another_form_is_one_line(tmp_path, text):
+    (tmp_path / "fluent-emoji-3d" / "assets").mkdir(parents=True)
+    (tmp_path / "emojibase-data" / "en").mkdir(parents=True)
+    (tmp_path / "emojibase-data" / "en" / "data.json").write_text(text)
+    with pytest.raises(UserError, match="data.json: .*install"):
+        cutouts.load(f"fluent:{tmp_path}")
+
+
+def test_a_pool_whose_paths_lead_out_is_refused(tmp_path):
+    layouts.cutout(tmp_path / "secret.png", "red")
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "pool.json").write_text(json.dumps({"aerosol_can": ["../secret.png"]}))
+    with pytest.raises(UserError, match="path '../secret.png' leads out of the pool"):
+        cutouts.load(f"xpaste:{tmp_path / 'pool'}")
 
 
 def test_a_full_disk_leaves_no_half_pack(tmp_path, monkeypatch):

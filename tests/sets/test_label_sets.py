@@ -6,8 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from gem_jax.evaluation import sources
 from gem_jax.evaluation.segmentation import BACKGROUND, IGNORE, Confusion, Segmentation
 from input_pipeline.errors import UserError
 from input_pipeline.pasted.names import members
@@ -117,6 +118,28 @@ def test_openimages_points(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("drawn_on", ["stored", "upright"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_rotated_photograph_and_its_labels_go_together(tmp_path, orientation, drawn_on):
+    """The square stands where the labels say, whichever of the two they were drawn on."""
+    if drawn_on == "upright" and orientation == 3:
+        pytest.skip("cannot be told by the size: such labels are those of the stored pixels")
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[4:20, 40:60] = 255
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    image.save(tmp_path / "images" / "a.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "images" / "a.jpg") as opened:
+        seen = opened if drawn_on == "stored" else ImageOps.exif_transpose(opened)
+        Image.fromarray((np.asarray(seen)[..., 0] > 127).astype(np.uint8)).save(tmp_path / "labels" / "a.png")
+    (tmp_path / "classes.txt").write_text("square\n")
+    record = sources.label_folder(tmp_path)[0]
+    np.testing.assert_array_equal(record["labels"] == 0, record["image"][..., 0] > 127)
+
+
 def test_bad_labels_are_one_line(tmp_path):
     top = layouts.voc2012(tmp_path) / "VOCdevkit" / "VOC2012" / "SegmentationClass"
     source = load("voc", tmp_path)
@@ -124,7 +147,7 @@ def test_bad_labels_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"SegmentationClass/2007_000033\.png: label 21 is none of the 20 classes"):
         source[0]
     layouts.palette(top / "2007_000033.png", layouts.quarters(0, 1, 2, 3)[:20])
-    with pytest.raises(UserError, match=r"\(20, 64\), its image has \(48, 64\)"):
+    with pytest.raises(UserError, match=r"\(20, 64\); image .*: 64 x 48 pixels, annotated at 64 x 20"):
         source[0]
     layouts.photo(top / "2007_000033.png")
     with pytest.raises(UserError, match="a picture of mode RGB; expected a palette or grey PNG"):
