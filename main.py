@@ -101,7 +101,11 @@ def main(argv: list[str]) -> None:
     try:
         schema.check(CONFIG.value)
         _distributed()
-        importlib.import_module(PROGRAMS[CONFIG.value.program]).run(CONFIG.value, _workdir())
+        from pin_jax.runtime import preemption  # JAX is imported once a run is known to be one
+
+        program = importlib.import_module(PROGRAMS[CONFIG.value.program])
+        with preemption.ends_at_once():
+            program.run(CONFIG.value, _workdir())
     except UserError as error:
         sys.exit(f"error: {error}")
 

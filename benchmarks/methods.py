@@ -25,7 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from input_pipeline.text.box_codec import BoxCodec  # noqa: E402
 from pin_jax import methods, train  # noqa: E402
 from pin_jax.models.blip2 import Blip2  # noqa: E402
-from pin_jax.runtime import flops, reporting  # noqa: E402
+from pin_jax.runtime import files, flops, reporting  # noqa: E402
 from pin_jax.vlm import VLM, load, skeleton  # noqa: E402
 from pin_jax.weights.parameters import count_parameters  # noqa: E402
 
@@ -114,7 +114,7 @@ def main() -> None:
     reporting.results_table(f"{options.model}, batch {options.batch}", rows, columns)
     if options.out:
         meta = {"date": time.strftime("%Y-%m-%d"), "device": jax.devices()[0].device_kind, "settings": vars(options)}
-        reporting.write_json(pathlib.Path(options.out), {"methods": rows} | meta)
+        files.write_json(pathlib.Path(options.out), {"methods": rows} | meta)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from input_pipeline.images import open_image
 from input_pipeline.pasted import cutouts
 from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text.box_codec import BoxCodec, iou
-from pin_jax.runtime import reporting
+from pin_jax.runtime import files, reporting
 from pin_jax.runtime.entries import listed
 from pin_jax.scoring import metrics, photographs
 
@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         raise UserError(f"config.dtype {config.dtype!r}: expected one of {', '.join(dtypes)}")
     prompts, photos = _asked(config) if config.run == "predict" else ([], [])
     model = pretrained.load(config.model, dtypes[config.dtype], config.activation or None)
-    reporting.make_workdir(workdir)
+    files.make_folder(workdir)
     if config.run == "predict":
         predict(config, workdir, build(config, model), photos, prompts)
     else:
@@ -123,7 +123,7 @@ def predict(
             {"name": name, "box": [round(float(v), 1) for v in box]} for name, box in zip(prompts, place, strict=True)
         ]
         reporting.say(f"wrote {workdir / path.stem}_heat.png and _segmentation.png")
-    reporting.write_json(workdir / "boxes.json", {"model": config.model, "attention": config.attention, "boxes": found})
+    files.write_json(workdir / "boxes.json", {"model": config.model, "attention": config.attention, "boxes": found})
     return found
 
 
@@ -205,7 +205,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
     }  # fmt: skip
     if config.source != "scenes":
         result["bad_records"] = given[config.source].bad_records.summary()
-    reporting.write_json(workdir / "results.json", result)
+    files.write_json(workdir / "results.json", result)
     reporting.say(f"wrote {workdir / 'results.json'}" + (", methods.png" if config.source == "scenes" else ""))
     return result
 

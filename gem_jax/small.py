@@ -23,7 +23,7 @@ from input_pipeline.text.box_codec import BoxCodec
 from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig, normalise
-from pin_jax.runtime import reporting
+from pin_jax.runtime import files, reporting
 from pin_jax.runtime.train_stage import adamw, train_stage
 
 RUNS = ("train", "evaluate")
@@ -36,14 +36,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
     if config.loss not in LOSSES:
         raise UserError(f"config.loss {config.loss!r}: expected one of {', '.join(LOSSES)}")
-    reporting.make_workdir(workdir)
+    files.make_folder(workdir)
     if config.run == "train":
         train(config, workdir)
     own = workdir / FOLDER
     model = pretrained.load(config.clip or (own if own.exists() else SHIPPED))
     knows = score(config, workdir, model)
     if config.run == "train":
-        (own / "README.md").write_text(card(config, model, knows), "utf-8")
+        files.write_bytes(own / "README.md", card(config, model, knows).encode())
 
 
 def build(config: ConfigDict) -> tuple[CLIP, Any, tuple[str, ...], BoxCodec]:
@@ -139,7 +139,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageText
         knows[title] = float(np.mean(right))
     title = f"what the small CLIP knows, {config.eval.images} scenes each, backgrounds kept out of training"
     reporting.results_table(title, {"share right": knows}, tuple(knows))
-    reporting.write_json(
+    files.write_json(
         workdir / "knows.json", {**knows, "scenes": config.eval.images, "versions": reporting.versions(),
                                  "config": json.loads(config.to_json_best_effort())}
     )  # fmt: skip

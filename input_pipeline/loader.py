@@ -43,11 +43,12 @@ def batches(
     workers: int = 0,
     threads: int = 2,
     process: tuple[int, int] = (0, 1),
+    start: int = 0,
 ) -> grain.DatasetIterator:
     """Iterates over batches of a source.
 
     Records are shuffled, sharded and batched by index, before any worker is started: the batches do not depend on the
-    number of workers, and `get_state` / `set_state` resume to the record.
+    number of workers nor, all processes' taken together, on the number of processes. `start` goes on anywhere.
 
     Args:
       source: `len(source)`, `source[i]`.
@@ -58,6 +59,7 @@ def batches(
       epochs: None repeats without end.
       workers: processes that read ahead; 0 reads in `threads` threads of this one.
       process: (index, count) of this process; each sees every count-th record.
+      start: the batches to leave out at the beginning.
     """
     data = grain.MapDataset.source(source).seed(seed)
     if shuffle:
@@ -69,6 +71,7 @@ def batches(
     if count > 1:  # after the transforms, which grain seeds by index: processes must not draw the same numbers
         data = data[index::count]
     data = data.batch(batch_size, drop_remainder=epochs is None)
+    data = data[start:] if start else data
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 if threads else 0)
     iterator = data.to_iter_dataset(options)
     if workers:

@@ -19,7 +19,7 @@ from input_pipeline.errors import UserError
 from pin_jax import methods
 from pin_jax.methods import pin_file
 from pin_jax.models.interface import Inserts
-from pin_jax.runtime import reporting
+from pin_jax.runtime import files
 from pin_jax.vlm import VLM
 from pin_jax.weights.parameters import count_parameters, fill, flatten, read_safetensors
 
@@ -28,26 +28,20 @@ def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:
     """Writes the trained parameters, and their card.
 
     Raises:
-      UserError: the disk is full.
+      UserError: they cannot be written.
     """
     name, options = methods.describe(methods.build(config.method, vlm.model.config, config.method_options))
     meta = {"method": name, "options": json.dumps(options), "frozen": vlm.identity}
-    partial = path.with_suffix(".partial")
-    try:
-        safetensors.save_file(flatten(params), partial, metadata=meta)
-        partial.replace(path)
-    except Exception as error:  # safetensors has its own error for a full disk
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); free disk space or choose another --workdir") from error
+    files.write_bytes(path, safetensors.save(flatten(params), metadata=meta))
     card = meta | {"options": options, "vlm": str(config.vlm), "parameters": count_parameters(params)}
-    reporting.write_json(path.with_suffix(".json"), card)
+    files.write_json(path.with_suffix(".json"), card)
 
 
 def note(path: pathlib.Path, results: dict[str, Any]) -> None:
     """Adds results to the card of an adapter; one without a card gets none."""
     card = path.with_suffix(".json")
     if card.exists():
-        reporting.write_json(card, json.loads(card.read_text("utf-8")) | {"results": results})
+        files.write_json(card, json.loads(card.read_text("utf-8")) | {"results": results})
 
 
 def export(path: pathlib.Path, method: Any, params: Any) -> None:

@@ -7,8 +7,8 @@ unless the method acts inside it.
 
 from __future__ import annotations
 
+import json
 import pathlib
-import signal
 import time
 from typing import Any
 
@@ -25,13 +25,30 @@ from input_pipeline.loader import batches
 from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text.questions import BoxQuestions, Curriculum
 from pin_jax import methods
-from pin_jax.runtime import feature_cache, reporting, sharding
+from pin_jax.runtime import feature_cache, preemption, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
-from pin_jax.runtime.optimiser import averaged, learning_rate_at, optimiser
+from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser
 from pin_jax.vlm import VLM
 from pin_jax.weights.parameters import count_parameters
 
 OUTGROWN = 10  # times the size of the vision tokens: an insert that large hides them
+# What a workdir is bound to; the other entries may change between runs.
+TRAINING = (
+    "seed", "vlm", "language_model", "vision", "grid", "method", "method_options", "dtype",
+    "scenes", "train_scenes", "vary_backgrounds", "curriculum", "questions_per_image", "text_length", "cache_images",
+    "batch_size", "steps", "lr", "schedule", *OFF,
+)  # fmt: skip
+
+
+def training_entries(config: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a config, as JSON, that a trained method depends on; one that is missing has its default."""
+    config = OFF | config
+    return {key: config.get(key) for key in TRAINING}
+
+
+def binding(config: ConfigDict, vlm: VLM) -> dict[str, Any]:
+    """What a workdir and its checkpoints are bound to: those entries of a config, and the frozen weights."""
+    return training_entries(json.loads(config.to_json_best_effort())) | {"frozen": vlm.identity}
 
 
 @flax.struct.dataclass
@@ -75,8 +92,14 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
     return Curriculum(*parts, total, config.curriculum, config.seed)
 
 
-def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum):
-    """Batches of this process, in the order of the source."""
+def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: int = 0):
+    """Batches of this process, in the order of the source.
+
+    Sample i is a function of i alone: whatever the number of workers and of processes, step s has the same samples.
+
+    Args:
+      start: the step after which to go on.
+    """
     texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, config.text_length, vlm.frame)
     index, count = sharding.process_part(vlm.mesh)
     return batches(
@@ -88,6 +111,7 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum):
         workers=config.workers,
         threads=config.threads,
         process=(index, count),
+        start=start,
     )
 
 
@@ -190,58 +214,48 @@ def _sizes(inserts: Any, vision: jax.Array) -> dict[str, jax.Array]:
 # --- loop -------------------------------------------------------------------------------------------------------------
 
 
-class Stop:
-    """Turns SIGTERM into a flag that the loop reads between steps."""
-
-    def __init__(self):
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, *_):
-        self.asked = True
-
-
 def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     """Trains, or goes on where the workdir's last checkpoint stands; returns the trained parameters.
 
     Raises:
       UserError: NaN loss (the last good state stays), a full disk, a workdir of other frozen weights.
-      SystemExit: after SIGTERM, once the state is saved.
+      preemption.Preempted: after SIGTERM, once the state is saved.
     """
     method = methods.build(config.method, vlm.model.config, config.method_options)
     tx = optimiser(config)
     mesh, frozen = vlm.mesh, vlm.params
     state = sharding.replicate(initial(method, tx, config.seed, frozen), mesh)
-    checkpoints = Checkpoints(workdir, vlm.identity, config.get("keep", 3))
+    checkpoints = Checkpoints(workdir, vlm.identity, binding(config, vlm), config.get("keep", 3))
     restored = checkpoints.restore(state)
     if restored and restored[0] >= config.steps:
         reporting.say(f"training is done: {restored[0]} steps in {workdir}")
         return averaged(restored[1].trainable, restored[1].opt, config.get("ema", 0.0))
     source = training_source(config, vlm, workdir, in_vision(method, frozen))
-    iterator = training_batches(config, vlm, source)
+    first = 0
     if restored:
-        _, state, data_state = restored
-        iterator.set_state(data_state)
-        reporting.say(f"going on from step {int(state.step)} of {config.steps}")
+        first, state, _ = restored
+        reporting.say(f"going on from step {first} of {config.steps}")
+    iterator = training_batches(config, vlm, source, first)
     step_fn = make_step(vlm, method, tx, config.seed)
-    stop, log = Stop(), reporting.Log(workdir)
-    begin, first, outgrown = time.monotonic(), int(state.step), False
+    log, begin, outgrown = reporting.Log(workdir), time.monotonic(), False
 
     def save(step: int, loss: jax.Array) -> None:
         if not np.isfinite(float(loss)):
+            checkpoints.wait()
             kept = checkpoints.steps()
             raise UserError(
                 f"loss is {float(loss)} at step {step}: training stopped; "
                 + (f"the state of step {max(kept)} is kept; " if kept else "")
                 + "lower config.lr, or look at the data"
             )
-        checkpoints.save(step, state, iterator.get_state())
+        checkpoints.save(step, state)
 
-    with reporting.progress(f"training {config.method}", config.steps * config.batch_size, "image") as advance:
+    title, total = f"training {config.method}", config.steps * config.batch_size
+    with preemption.waits(), reporting.progress(title, total, "image") as advance:
         for i in range(first + 1, config.steps + 1):
             with sharding.on(mesh):
                 state, metrics = step_fn(state, frozen, sharding.from_local_rows(next(iterator), mesh))
-            last = i == config.steps
+            last, stopped = i == config.steps, preemption.reached()
             if i % config.log_every == 0 or last:
                 seconds = time.monotonic() - begin
                 values = {name: float(value) for name, value in metrics.items()}
@@ -250,12 +264,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
                 log.scalars(i, **values)
                 advance(i * config.batch_size, f"loss {values['loss']:.3f}")
                 outgrown = outgrown or _warn_of_size(i, values)
-            if i % config.save_every == 0 or last or stop.asked or not np.isfinite(log.latest_loss):
+            if i % config.save_every == 0 or last or stopped or not np.isfinite(log.latest_loss):
                 save(i, metrics["loss"])
-            if stop.asked:
+            if stopped:
                 checkpoints.wait()
                 reporting.say(f"SIGTERM: state of step {i} is saved; the same command goes on from there")
-                raise SystemExit(0)
+                raise preemption.Preempted
     checkpoints.wait()
     checkpoints.close()
     log.close()

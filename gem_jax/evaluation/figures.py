@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from pin_jax.runtime import files
+
 COLOURS = tuple(tuple(colormaps["tab20"](i)[:3]) for i in range(20))
 
 
@@ -34,8 +36,12 @@ class Sheet(Figure):
         return out.getvalue()
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes a PNG."""
-        self.savefig(path, format="png", dpi=110)
+        """Writes a PNG.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        files.write_bytes(path, self._repr_png_())
 
 
 def _overlay(axes, image: np.ndarray, heat: np.ndarray) -> None:

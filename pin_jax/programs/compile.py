@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from input_pipeline.text.box_codec import BoxCodec
 from pin_jax import methods, train
 from pin_jax.decoding import search as decode
-from pin_jax.runtime import flops, reporting, sharding, topology
+from pin_jax.runtime import files, flops, reporting, sharding, topology
 from pin_jax.vlm import VLM, skeleton
 from pin_jax.weights import registry
 from pin_jax.weights.parameters import count_parameters
@@ -38,7 +38,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         if name not in config.compile_steps:
             continue
         results[key] = {"train": train_step, "decode": decode_step}[name](config, mesh, chip)
-        reporting.write_json(workdir / "results.json", results)
+        files.write_json(workdir / "results.json", results)
         reporting.plan(f"{name} step of {config.vlm} on {config.topology}", _table(results[key]))
         if not results[key]["fits"]:
             needs = results[key]["hbm_per_device_bytes"] / 2**30

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from pin_jax import adapters, evaluate, methods
 from pin_jax.models.interface import Inserts
-from pin_jax.runtime import reporting
+from pin_jax.runtime import files, reporting
 from pin_jax.scoring import figures, inspection
 from pin_jax.vlm import VLM
 
@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path 
             "norm": float(np.linalg.norm(psi, axis=1).mean()),  # of one token's part
             "token_norm": float(tokens.mean()),  # of the vision tokens that it is added to
         }
-    reporting.write_json(workdir / "inspection.json", found)
+    files.write_json(workdir / "inspection.json", found)
     figures.inspection(workdir / "inspection.png", name, found, maps)
     reporting.say(f"wrote {workdir / 'inspection.json'}, {workdir / 'inspection.png'}")
     return found

@@ -20,17 +20,12 @@ from pin_jax import adapters, evaluate, methods, train
 from pin_jax.models.interface import Inserts
 from pin_jax.programs import compile as compiling
 from pin_jax.programs import inspect
-from pin_jax.runtime import entries, optimiser, reporting, sharding
+from pin_jax.runtime import entries, files, optimiser, reporting, sharding
+from pin_jax.runtime.checkpoints import bound_to
 from pin_jax.scoring import coco_files, figures, photographs
 from pin_jax.vlm import VLM, load_vlm, on_grid
 
 RUNS = ("train", "evaluate", "predict", "inspect", "compile")
-# What a workdir is bound to; the other entries may change between runs.
-TRAINING = (
-    "seed", "vlm", "language_model", "vision", "grid", "method", "method_options", "dtype",
-    "scenes", "train_scenes", "vary_backgrounds", "curriculum", "questions_per_image", "text_length", "cache_images",
-    "batch_size", "steps", "lr", "schedule", *optimiser.OFF,
-)  # fmt: skip
 INSERT, RESULTS = "insert.safetensors", "results.json"
 NO_INSERT, SHIPPED = "none", "shipped"  # words of config.insert; anything else is a file
 
@@ -41,14 +36,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
     begin = time.monotonic()
     if config.run == "compile":
-        reporting.make_workdir(workdir)
+        files.make_folder(workdir)
         compiling.run(config, workdir)
         return
     if config.run == "predict":
         _check_predict(config)
     insert = None if config.run == "train" else find_insert(config, workdir)  # before weights are read
     vlm = open_vlm(config, config.batch_size if config.run == "train" else 0)
-    reporting.make_workdir(workdir)
+    files.make_folder(workdir)
     if config.run == "predict":
         predict(config, workdir, vlm, insert)
         return
@@ -83,22 +78,37 @@ def open_vlm(config: ConfigDict, batch: int = 0) -> VLM:
 
 
 def _claim(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> None:
-    """Binds a workdir to the config that trains in it; another one is refused."""
-    mine = training_entries(json.loads(config.to_json_best_effort())) | {"frozen": vlm.identity}
+    """Binds a workdir to the config that trains in it; another one is refused.
+
+    Where config.json is lost or broken, the checkpoints say what the workdir is bound to.
+    """
+    mine, path = train.binding(config, vlm), workdir / "config.json"
     if config.run != "train" and config.get("batch_per_device", 0):
         del mine["batch_size"]  # that of these devices, which need not be those that trained
-    path = workdir / "config.json"
-    if not path.exists():
-        if config.run == "train" and jax.process_index() == 0:
-            reporting.write_json(path, mine)
-        return
-    entries.refuse_another(workdir, optimiser.OFF | json.loads(path.read_text("utf-8")), mine)
-
-
-def training_entries(config: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a config, as JSON, that a trained method depends on; one that is missing has its default."""
-    config = optimiser.OFF | config
-    return {key: config.get(key) for key in TRAINING}
+    steps, theirs = bound_to(workdir)
+    try:
+        theirs = json.loads(path.read_text("utf-8"))
+        if not isinstance(theirs, dict):
+            raise ValueError("no dict")
+        lost = ""
+    except FileNotFoundError:
+        lost = "is missing"
+    except (OSError, ValueError) as error:
+        lost = f"cannot be read ({files.reason(error)})"
+    if lost and not steps and "missing" not in lost:
+        raise UserError(f"{path}: {lost}; delete it, or choose another --workdir")
+    if lost and steps and theirs is None:
+        raise UserError(
+            f"{path}: {lost}, and the checkpoints beside it do not say what config they belong to; choose another"
+            " --workdir"
+        )
+    if theirs is not None:
+        entries.refuse_another(workdir, optimiser.OFF | theirs, mine)
+    if lost and (config.run == "train" or steps):
+        if steps:
+            reporting.say(f"{path}: {lost}; written anew from the checkpoint of step {steps[-1]}")
+        if jax.process_index() == 0:
+            files.write_json(path, theirs or mine)
 
 
 def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | None:
@@ -179,7 +189,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Pat
         "frozen": vlm.identity,
         "seconds": {"training": seconds, "evaluation": time.monotonic() - begin},
     }
-    reporting.write_json(workdir / RESULTS, rows | extra | (records.about() if real else {}))
+    files.write_json(workdir / RESULTS, rows | extra | (records.about() if real else {}))
     if path is not None and path == workdir / INSERT:
         adapters.note(path, rows[name])
     reporting.say(f"wrote {workdir / RESULTS}, {workdir / 'predictions.png'}")
@@ -217,7 +227,7 @@ def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.P
         {"name": name, "box": [round(float(v), 1) for v in a.box * scale], "text": a.text, "parsed": bool(a.parsed)}
         for name, a in zip(wanted, answers, strict=True)
     ]
-    reporting.write_json(
+    files.write_json(
         workdir / "boxes.json", {"image": str(config.image), "insert": str(path or NO_INSERT), "boxes": found}
     )
     boxes = [np.array(row["box"]) for row in found]

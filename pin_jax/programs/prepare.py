@@ -12,7 +12,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.pasted import backgrounds, cutouts, packing
 from input_pipeline.pasted.packed import INDEX
 from input_pipeline.sets.bad_records import BadRecordLog
-from pin_jax.runtime import reporting
+from pin_jax.runtime import files, reporting
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -23,7 +23,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     if not config.cutouts and not config.backgrounds:
         raise UserError("config.cutouts and config.backgrounds are empty; give one: --config.backgrounds=folder:bg20k")
-    reporting.make_workdir(workdir)
+    files.make_folder(workdir)
     bad_records = BadRecordLog(config.on_bad_record, reporting.say)
     done: dict[str, Any] = {}
     if config.backgrounds:
@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         reporting.say(f"{count:,} {kind}: --config.scenes.{kind}=packed:{workdir / kind}")
     if bad_records.counts:
         reporting.say(f"left out: {bad_records.report()}")
-    reporting.write_json(workdir / "prepared.json", {**done, "bad_records": bad_records.summary()})
+    files.write_json(workdir / "prepared.json", {**done, "bad_records": bad_records.summary()})
 
 
 def _pack(

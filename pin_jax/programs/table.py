@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from configs.lib import schema
 from input_pipeline.errors import UserError
-from pin_jax import evaluate
+from pin_jax import evaluate, train
 from pin_jax.programs import pin
-from pin_jax.runtime import reporting
+from pin_jax.runtime import files, reporting
 from pin_jax.runtime.entries import listed, refuse_another
 from pin_jax.scoring import figures
 
@@ -90,8 +90,8 @@ def frozen_rows(row: ConfigDict, folder: pathlib.Path) -> None:
     rows, *_ = evaluate.evaluate(row, pin.open_vlm(row), None)
     if jax.process_index() == 0:
         extra = {"config": json.loads(row.to_json_best_effort()), "seconds": {"evaluation": time.monotonic() - begin}}
-        folder.mkdir(parents=True, exist_ok=True)
-        reporting.write_json(folder / pin.RESULTS, rows | extra)
+        files.make_folder(folder)
+        files.write_json(folder / pin.RESULTS, rows | extra)
 
 
 def has_run(row: ConfigDict, folder: pathlib.Path) -> bool:
@@ -106,7 +106,7 @@ def has_run(row: ConfigDict, folder: pathlib.Path) -> bool:
 
     def entries(config: dict[str, Any]) -> dict[str, Any]:
         frozen = folder.name == FROZEN
-        chosen = {key: config.get(key) for key in ("vlm", "scenes")} if frozen else pin.training_entries(config)
+        chosen = {key: config.get(key) for key in ("vlm", "scenes")} if frozen else train.training_entries(config)
         return chosen | {f"eval.{key}": value for key, value in config["eval"].items()}
 
     theirs = json.loads(path.read_text("utf-8"))["config"]
@@ -207,11 +207,11 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def write(config: ConfigDict, workdir: pathlib.Path, table: dict[str, Any]) -> None:
     """Prints the table, and writes it as JSON, as Markdown beside the paper's figures, and as a bar chart."""
     out = pathlib.Path(config.out) if config.out else workdir / "table"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out.parent)
     for model, rows in table.items():
         reporting.results_table(model, rows, (*SCORES, "std", "unparsed", "parameters", "seconds"))
-    reporting.write_json(out.with_suffix(".json"), table)
-    out.with_suffix(".md").write_text(markdown(config, table), "utf-8")
+    files.write_json(out.with_suffix(".json"), table)
+    files.write_bytes(out.with_suffix(".md"), markdown(config, table).encode())
     bars = {
         model: {name: (row["mIoU"] or 0, row["std"] or 0) for name, row in rows.items()}
         for model, rows in table.items()

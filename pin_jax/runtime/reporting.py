@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import pathlib
+import os
 import platform
 import sys
 import time
@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
-from input_pipeline.errors import UserError
+from pin_jax.runtime import files
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 
@@ -28,18 +29,6 @@ def say(text: str) -> None:
     """One line for the user; only the first process speaks."""
     if jax.process_index() == 0:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def make_workdir(workdir: pathlib.Path) -> None:
-    """The folder of a run.
-
-    Raises:
-      UserError: it cannot be made.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {workdir}: cannot be made ({error.strerror}); choose another --workdir") from error
 
 
 def plan(title: str, rows: Mapping[str, str]) -> None:
@@ -113,58 +102,72 @@ def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]
 
 
 class Log:
-    """Scalars of a run, for TensorBoard and for the loss curve; a resumed run goes on in the same files."""
+    """Scalars of a run, for TensorBoard and for the loss curve; a resumed run goes on in the same files.
 
-    def __init__(self, workdir: pathlib.Path):
-        first = jax.process_index() == 0  # the others have the same values
-        self._writer = SummaryWriter(str(workdir / "tensorboard")) if first else None
-        self._file = open(workdir / "scalars.jsonl", "a", encoding="utf-8") if first else None
+    Raises:
+      UserError: they cannot be written.
+    """
+
+    def __init__(self, workdir: os.PathLike[str]):
+        self._path = epath.Path(workdir) / "scalars.jsonl"
+        self._writer = None
         self.latest_loss = 0.0
+        if jax.process_index() > 0:  # the others have the same values
+            return
+        tensorboard = epath.Path(workdir) / "tensorboard"
+        files.make_folder(tensorboard)
+        self._held = None
+        if files.is_remote(self._path):
+            self._held = self._path.read_text() if self._path.exists() else ""
+        with files.told(self._path):
+            cut = self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n")  # a line that a death cut
+        self._append("\n" if cut else "")
+        with files.told(tensorboard):
+            self._writer = SummaryWriter(os.fspath(tensorboard))
+
+    def _append(self, text: str) -> None:
+        with files.told(self._path):
+            if self._held is not None:  # an object in a bucket cannot grow
+                self._held += text
+                self._path.write_text(self._held)
+                return
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(text)
 
     def scalars(self, step: int, **values: float) -> None:
         """Writes values of one step."""
         self.latest_loss = values.get("loss", self.latest_loss)
-        if self._file is None:
+        if self._writer is None:
             return
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        self._append(json.dumps({"step": step, **values}) + "\n")
+        with files.told(self._path.parent / "tensorboard"):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._writer is not None:
             self._writer.close()
-            self._file.close()
 
 
-def read_scalars(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The scalars of a run by step; of a step written twice (before and after a restart) the later counts."""
-    path = workdir / "scalars.jsonl"
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
+def read_scalars(workdir: os.PathLike[str]) -> list[dict[str, float]]:
+    """The scalars of a run by step; of a step written twice (before and after a restart) the later counts.
+
+    What a power loss or a full disk has left of a line is passed over.
+    """
+    path, rows = epath.Path(workdir) / "scalars.jsonl", {}
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+            rows[int(row["step"])] = row
+        except (ValueError, TypeError, KeyError):
+            continue
+    return [rows[step] for step in sorted(rows)]
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "pillow")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON in one go: a reader sees the old file or the new one.
-
-    Raises:
-      UserError: the disk is full or the folder cannot be written.
-    """
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free disk space or choose another --workdir"
-        ) from error
 
 
 def devices() -> str:

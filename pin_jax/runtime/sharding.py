@@ -199,3 +199,9 @@ def on_every_process(here: bool) -> bool:
     if jax.process_count() == 1:
         return here
     return bool(multihost_utils.process_allgather(np.array([here])).all())
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come by: what the first has written before it, the others may read after it."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

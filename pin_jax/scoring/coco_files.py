@@ -11,7 +11,7 @@ import numpy as np
 
 from input_pipeline.text.box_codec import iou
 from input_pipeline.transforms import unsquash
-from pin_jax.runtime import reporting
+from pin_jax.runtime import files
 
 
 def _xywh(box: np.ndarray) -> list[float]:
@@ -62,7 +62,7 @@ def write(
                      "gt_box": bbox, "iou": float(iou(true, placed)), **row}
                 )  # fmt: skip
     named = [{"id": category, "name": name} for category, name in sorted(categories.items())]
-    reporting.write_json(workdir / "ground_truth.json", {"images": images, "annotations": truth, "categories": named})
-    reporting.write_json(workdir / f"predictions{ending}.json", found)
+    files.write_json(workdir / "ground_truth.json", {"images": images, "annotations": truth, "categories": named})
+    files.write_json(workdir / f"predictions{ending}.json", found)
     if sentences:
-        reporting.write_json(workdir / f"predictions_refcoco{ending}.json", sentences)
+        files.write_json(workdir / f"predictions_refcoco{ending}.json", sentences)

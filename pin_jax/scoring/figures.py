@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -12,7 +13,14 @@ import matplotlib.pyplot as plt  # noqa: E402 (the backend must be chosen first)
 import numpy as np  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 
+from pin_jax.runtime import files  # noqa: E402
+
 COLOURS = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#3cb44b", "#008080")
+
+
+def _save(figure: plt.Figure, path: os.PathLike[str]) -> None:
+    files.write_with(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    plt.close(figure)
 
 
 def _box(axes, box: np.ndarray, colour: str, dashed: bool) -> None:
@@ -57,19 +65,18 @@ def predictions(
     if true is not None:
         figure.suptitle("solid: what the VLM wrote with the insert; dashed: the truth", fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def loss_curve(path: pathlib.Path, rows: Sequence[dict[str, float]]) -> None:
     """Saves loss against step from `reporting.read_scalars`."""
+    rows = [row for row in rows if isinstance(row.get("loss"), int | float)]
     figure, axes = plt.subplots(figsize=(6, 3.5))
     axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=COLOURS[1])
     axes.set(xlabel="step", ylabel="next-token cross-entropy of the box", title="training the insert")
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def inspection(path: pathlib.Path, name: str, found: dict, maps: np.ndarray | None) -> None:
@@ -117,8 +124,7 @@ def inspection(path: pathlib.Path, name: str, found: dict, maps: np.ndarray | No
     grid[1, 3].set_title("images of several objects", fontsize=9)
     figure.suptitle(f"{name}: numbers on bars and places are queries", fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def bars(path: pathlib.Path, tables: dict[str, dict[str, tuple[float, float]]]) -> None:
@@ -135,5 +141,4 @@ def bars(path: pathlib.Path, tables: dict[str, dict[str, tuple[float, float]]]) 
         axes.tick_params(axis="x", rotation=45)
         axes.grid(axis="y", alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path)

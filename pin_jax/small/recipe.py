@@ -31,7 +31,7 @@ from pin_jax.models.opt import OPT, OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
-from pin_jax.runtime import feature_cache, reporting
+from pin_jax.runtime import feature_cache, files, reporting
 from pin_jax.runtime.train_stage import adamw, train_stage
 from pin_jax.small import language, queries, vision, words
 from pin_jax.weights import parameters
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Does what config.run names."""
     if config.run not in RUNS:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
-    reporting.make_workdir(workdir)
+    files.make_folder(workdir)
     if config.run == "train":
         train(config, workdir)
     own = workdir / config.name
@@ -299,7 +299,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
     knows["names recalled in captions"] = right / sum(map(len, truth))
     knows["names right in captions"] = right / max(sum(len(a & known) for a in said), 1)
     reporting.results_table(f"what the VLM knows, {len(records)} held-out scenes", {"share right": knows}, tuple(knows))
-    reporting.write_json(
+    files.write_json(
         workdir / f"knows{config.suffix}.json", {**knows, "scenes": len(records), "versions": reporting.versions()}
     )
     if knows["colour"] < config.gate:

@@ -15,7 +15,7 @@ from input_pipeline.errors import UserError
 from pin_jax import evaluate
 from pin_jax.models.interface import Inserts
 from pin_jax.programs import table
-from pin_jax.runtime import reporting
+from pin_jax.runtime import files
 from pin_jax.scoring import figures, inspection
 from pin_jax.scoring.queries import Query
 
@@ -36,8 +36,8 @@ def ran(monkeypatch):
         value = 0.5 + 0.1 * config.seed + 0.05 * (config.method == "pin")
         seconds = {"training": 2.0, "evaluation": 1.0}
         extra = {"config": json.loads(config.to_json_best_effort()), "seconds": seconds}
-        reporting.write_json(folder / "results.json", {config.method: scores(value), **extra})
-        reporting.write_json(folder / "insert.json", {"parameters": 7, "frozen": config.vlm})
+        files.write_json(folder / "results.json", {config.method: scores(value), **extra})
+        files.write_json(folder / "insert.json", {"parameters": 7, "frozen": config.vlm})
 
     def frozen(config, folder):
         done.append((config.vlm, "frozen", config.eval.context_seed))
@@ -45,7 +45,7 @@ def ran(monkeypatch):
         rows = {name: scores(0.1) for name in ("2_context", "raw", "constant", "random")}
         rows["10_context"] = dict.fromkeys(scores(0.1))
         extra = {"config": json.loads(config.to_json_best_effort()), "seconds": {"evaluation": 5.0}}
-        reporting.write_json(folder / "results.json", rows | extra)
+        files.write_json(folder / "results.json", rows | extra)
 
     monkeypatch.setattr(table.pin, "run", train_row)
     monkeypatch.setattr(table, "frozen_rows", frozen)

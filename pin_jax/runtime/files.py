@@ -1,0 +1,136 @@
+"""Files of a run, local or in a bucket (`gs://...`): written in one go, or else one line that says what to do.
+
+Only the first process writes them; see `workdir`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from input_pipeline.errors import UserError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ROOM_WORDS = ("no space left", "quota", "file too large", "resource_exhausted")
+
+
+def is_remote(path: os.PathLike[str]) -> bool:
+    """Whether a path is in a bucket, so that it cannot be mapped, locked or renamed as a local one."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: os.PathLike[str]) -> str:
+    """A path that another working directory does not change."""
+    return os.fspath(path) if is_remote(path) else os.path.abspath(path)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in words for a user."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def remedy(error: BaseException) -> str:
+    """What to do about a file that cannot be written."""
+    words = str(error).lower()
+    if getattr(error, "errno", None) in _NO_ROOM or any(word in words for word in _ROOM_WORDS):
+        return "free disk space or choose another --workdir"
+    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+        return "move away what stands there or choose another --workdir"
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return "allow this user to write there or choose another --workdir"
+    return "see to that"
+
+
+@contextlib.contextmanager
+def told(path: os.PathLike[str]) -> Iterator[None]:
+    """A context in which an error of writing a file becomes one line.
+
+    Raises:
+      UserError: names the file, the reason and the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else os.fspath(path)
+        raise UserError(f"{where}: cannot be written ({reason(error)}); {remedy(error)}") from error
+
+
+def remove(path: os.PathLike[str]) -> None:
+    """Removes a file, where there is one that can be: clean-up never hides why it was needed."""
+    with contextlib.suppress(OSError):
+        epath.Path(path).unlink(missing_ok=True)
+
+
+def make_folder(path: os.PathLike[str]) -> None:
+    """Makes a folder and those above it.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)}: cannot be made ({reason(error)}); {remedy(error)}") from error
+
+
+def move(source: os.PathLike[str], target: os.PathLike[str]) -> None:
+    """Moves a file or folder.
+
+    Raises:
+      UserError: it cannot be moved.
+    """
+    with told(target):
+        epath.Path(source).rename(target)
+
+
+def write_bytes(path: os.PathLike[str], content: bytes) -> None:
+    """Writes a file in one go: a reader sees the old one or the new one, and a full disk leaves the old one.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    path = epath.Path(path)
+    if is_remote(path):  # an object in a bucket appears whole
+        with told(path):
+            path.write_bytes(content)
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    with told(path):
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # after a power loss no file is there with a new name and old content
+            os.replace(partial, path)
+        except OSError:
+            remove(partial)
+            raise
+
+
+def write_json(path: os.PathLike[str], value: Any) -> None:
+    """Writes JSON in one go.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_with(path: os.PathLike[str], save: Callable[[io.BytesIO], Any]) -> None:
+    """Writes what `save` puts into a binary file, such as a picture, in one go.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    held = io.BytesIO()
+    save(held)
+    write_bytes(path, held.getvalue())
