@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # of boxes; labels:DIR (Pascal VOC's form) or points:DIR (OpenImages V7's form). See docs/data.md.
     config.source = "scenes"
     config.images = 0  # of a published set the first so many; 0 is all
-    config.names = "readable"  # what classes are called: published, readable, sclip (input_pipeline/names)
+    config.names = "readable"  # what classes are called: published, readable, sclip (input_pipeline/sets/names)
     variants.data(config)
     variants.select(config)  # of sets of boxes
     config.background = True  # labels:DIR: 0 is background (VOC); False leaves it out (ADE20K, Context)

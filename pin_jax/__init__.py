@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str):
-    """`load_vlm` and `load_adapter`, imported when asked for: workers that prepare data import no JAX."""
+    """`load_vlm`, `load_adapter` and `locate`, imported when asked for: workers that prepare data import no JAX."""
     if name == "load_vlm":
         from pin_jax.vlm import load_vlm
 
@@ -11,4 +11,8 @@ def __getattr__(name: str):
         from pin_jax.adapters import load_adapter
 
         return load_adapter
+    if name == "locate":
+        from pin_jax.localisation import locate
+
+        return locate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

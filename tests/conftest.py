@@ -1,11 +1,29 @@
-"""Set-up of the test suite: full float32 products, and golden files as a fixture."""
+"""Set-up of the test suite: one compilation cache for all its processes, full float32 products, golden files."""
 
-import jax
-import pytest
+import os
+import shutil
+import tempfile
 
-from tests.fixtures import golden_files
+# Most of the suite's time is XLA compiling the same small programs in one process after another. Whichever process
+# is first leaves them for the others: pytest-xdist's workers and the runs that tests start inherit the environment,
+# so this stands before JAX is imported.
+SESSION_CACHE = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="jax_cache_")
+if SESSION_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = SESSION_CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from tests.fixtures import golden_files  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_unconfigure():
+    if SESSION_CACHE:
+        shutil.rmtree(SESSION_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -106,7 +106,7 @@ class Rules:
       max_annotations: images with at most so many annotations; 0 takes all.
       difficult, crowd: whether such objects stay.
       one_per_class: ask once for each class of an image, for its largest object. synonyms: ask by an LVIS synonym.
-      names: `published` spells a class as its set does, `readable` as the table of `input_pipeline/names`.
+      names: `published` spells a class as its set does, `readable` as the table of `input_pipeline/sets/names`.
     """
 
     max_annotations: int = 3

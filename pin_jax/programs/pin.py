@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import pathlib
 import time
@@ -12,11 +11,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
-from pin_jax import adapters, evaluate, methods, train
+from pin_jax import adapters, evaluate, localisation, methods, train
 from pin_jax.models.interface import Inserts
 from pin_jax.programs import compile as compiling
 from pin_jax.programs import inspect
@@ -210,22 +208,12 @@ def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.P
       path: of the insert; None asks the frozen VLM.
     """
     wanted = entries.listed(config.prompts)
-    for name in wanted:
-        if vlm.names and name not in vlm.names:
-            near = difflib.get_close_matches(name, vlm.names, 3, 0.5)
-            hint = f"; near it: {', '.join(near)}" if near else f"; its {len(vlm.names)} names are in its model card"
-            raise UserError(f"prompt {name!r}: the small VLM does not know that name{hint}")
-    inserts = inserts_of(path, vlm)[1] or Inserts()
+    localisation.check_names(vlm, wanted)  # before an insert is read
     photo = open_image(config.image)
-    size = vlm.codec.image_size
-    square = np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC))  # squashed, as in training and evaluation
-    vision = evaluate.encode(vlm, [square], 1, inserts)
-    where = [(0, name) for name in wanted]
-    answers = evaluate.locate(vlm, vision, where, inserts, config.eval, "asking")
-    scale = np.array([photo.width, photo.height] * 2) / size
+    locations = localisation.locate(vlm, inserts_of(path, vlm)[1] or Inserts(), photo, wanted, config.eval)
     found = [
-        {"name": name, "box": [round(float(v), 1) for v in a.box * scale], "text": a.text, "parsed": bool(a.parsed)}
-        for name, a in zip(wanted, answers, strict=True)
+        {"name": at.name, "box": [round(v, 1) for v in at.box], "text": at.text, "parsed": at.parsed}
+        for at in locations
     ]
     files.write_json(
         workdir / "boxes.json", {"image": str(config.image), "insert": str(path or NO_INSERT), "boxes": found}

@@ -1,0 +1,6 @@
+"""Types of ml_collections.config_flags."""
+
+from typing import Any
+
+def DEFINE_config_file(name: str, default: str | None = ..., help_string: str = ..., **options: Any) -> Any: ...
+def get_config_filename(value: Any) -> str: ...
