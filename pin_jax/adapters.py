@@ -48,11 +48,11 @@ def export(path: pathlib.Path, method: Any, params: Any) -> None:
     """Writes an insert in the format of PIN's authors (see `pin_file`); which frozen weights it is for gets lost.
 
     Raises:
-      UserError: another method than PIN.
+      UserError: another method than PIN, or it cannot be written.
     """
     if not isinstance(method, methods.Pin):
         raise UserError(f"{path}: only PIN has this format, not {type(method).__name__}; keep the safetensors file")
-    pin_file.write(path, method, params)
+    files.write_with(path, lambda out: pin_file.write(out, method, params))
 
 
 def load(path: pathlib.Path, vlm: VLM) -> tuple[Any, Any]:

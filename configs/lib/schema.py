@@ -39,6 +39,7 @@ RUNS = {
         "evaluate": "scores an insert, on scenes or on a published set (config.eval.source)",
         "predict": "boxes of names in one's own picture (config.image, config.prompts)",
         "inspect": "what an insert has learned, and where its errors lie",
+        "export": "an insert in the format of PIN's authors, for torch (insert.pt)",
         "compile": "compiles for a TPU slice that is not there: memory and time of a step (config.topology)",
     },
     "gem": {

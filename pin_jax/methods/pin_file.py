@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -67,7 +67,7 @@ def read(path: str | pathlib.Path, config: Any) -> tuple[Pin, Any]:
     return method, jax.device_put(convert(tensors, _TABLE, skeleton, f"insert {path}"))
 
 
-def write(path: str | pathlib.Path, method: Pin, params: Any) -> None:
+def write(path: str | pathlib.Path | IO[bytes], method: Pin, params: Any) -> None:
     """Writes an insert so that the authors' code, and `torch.load(path, weights_only=True)`, read it."""
     psi: dict[str, np.ndarray] = {}
     for i in range(len(method.hidden) + 1):

@@ -1,4 +1,4 @@
-"""The runs of a PIN config: train, evaluate, predict, inspect, compile. Each leaves its files in the workdir."""
+"""The runs of a PIN config: train, evaluate, predict, inspect, export, compile. Each leaves files in the workdir."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pin_jax.runtime.checkpoints import bound_to
 from pin_jax.scoring import coco_files, figures, photographs
 from pin_jax.vlm import VLM, load_vlm, on_grid
 
-RUNS = ("train", "evaluate", "predict", "inspect", "compile")
-INSERT, RESULTS = "insert.safetensors", "results.json"
+RUNS = ("train", "evaluate", "predict", "inspect", "export", "compile")
+INSERT, EXPORTED, RESULTS = "insert.safetensors", "insert.pt", "results.json"
 NO_INSERT, SHIPPED = "none", "shipped"  # words of config.insert; anything else is a file
 
 
@@ -47,6 +47,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         return
     if config.run == "inspect":
         inspect.run(config, workdir, vlm, insert)
+        return
+    if config.run == "export":
+        export(workdir, vlm, insert)
         return
     _claim(config, workdir, vlm)
     reporting.plan(f"{config.run}: {config.method}, in {workdir}", train.describe(config, vlm))
@@ -191,6 +194,19 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Pat
     if path is not None and path == workdir / INSERT:
         adapters.note(path, rows[name])
     reporting.say(f"wrote {workdir / RESULTS}, {workdir / 'predictions.png'}")
+
+
+def export(workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None) -> None:
+    """Writes an insert in the format of PIN's authors into the workdir.
+
+    Raises:
+      UserError: there is none, or it is of another method.
+    """
+    if path is None:
+        raise UserError(f"config.run=export: config.insert={NO_INSERT} leaves nothing to export; give an insert's file")
+    if jax.process_index() == 0:
+        adapters.export(workdir / EXPORTED, *adapters.load(path, vlm))
+        reporting.say(f"wrote {workdir / EXPORTED}")
 
 
 def _check_predict(config: ConfigDict) -> None:

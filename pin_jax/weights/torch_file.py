@@ -15,7 +15,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -275,10 +275,11 @@ class _Pickle:
         self.out += pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
-def save(path: str | pathlib.Path, held: Mapping[str, Any]) -> None:
+def save(path: str | pathlib.Path | IO[bytes], held: Mapping[str, Any]) -> None:
     """Writes nested dicts of arrays (and of strings, ints, bools and tuples) as torch does.
 
     Args:
+      path: of the file, or the file open for writing.
       held: for instance {'mlp': {'0.weight': float32[512, 64], ...}, 'pos_enc': float32[1, 256, 64]}.
     """
     stream = _Pickle()

@@ -144,6 +144,16 @@ def test_without_an_insert(folder, trained, tmp_path):
     assert json.loads((tmp_path / "out" / "boxes.json").read_text())["insert"] == "none"
 
 
+def test_export_in_the_authors_format(folder, trained, tmp_path):
+    config = config_for(folder, run="export", insert=str(trained / "insert.safetensors"))
+    pin.run(config, tmp_path / "out")
+    pin.run(config_for(folder, run="evaluate", insert=str(tmp_path / "out" / "insert.pt")), tmp_path / "read")
+    rows = [json.loads((w / "results.json").read_text())["pin"] for w in (trained, tmp_path / "read")]
+    assert rows[0] == rows[1]
+    refused(config_for(folder, run="export", insert="none"), tmp_path / "out", "nothing to export")
+    assert not list((tmp_path / "out").glob("*.partial"))
+
+
 def test_prediction_says_that_it_takes_the_shipped_insert(folder, trained, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "vlm")
     shutil.copy(trained / "insert.safetensors", tmp_path / "vlm")
