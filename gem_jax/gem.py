@@ -15,7 +15,7 @@ from gem_jax import attention as attention_lib
 from gem_jax import heatmaps, pretrained
 from gem_jax.pretrained import ImageText
 from input_pipeline.errors import UserError
-from input_pipeline.images import Picture
+from input_pipeline.images import MAX_PIXELS, Picture
 from input_pipeline.images import open_image as picture
 from input_pipeline.text.prompts import article, is_template
 from pin_jax.models.layers import unit_length
@@ -219,7 +219,11 @@ class GEM:
         flat = given & ~raw & heatmaps.constant(large)
         return jnp.where(given[..., None, None], large if raw else heatmaps.minmax(large), 0), flat
 
-    def maps(
+    def maps(self, image: Picture, prompts: Sequence[str], **options: Any) -> np.ndarray:
+        """Cosines float32[C, H, W] at the image's own resolution; `large_maps`, all prompts at once."""
+        return np.asarray(self.large_maps(image, prompts, **options))
+
+    def large_maps(
         self,
         image: Picture,
         prompts: Sequence[str],
@@ -228,8 +232,8 @@ class GEM:
         stride: int = 0,
         shorter: int = 0,
         original: bool = False,
-    ) -> np.ndarray:
-        """Cosines at the image's own resolution, for evaluation and for large images.
+    ) -> heatmaps.Enlarged:
+        """Cosines at the image's own resolution, for evaluation and for large images, enlarged where they are read.
 
         Args:
           window: 0 looks at the whole image, squashed to `self.size`; else the side of the square windows that slide
@@ -239,39 +243,49 @@ class GEM:
 
         Returns:
           float32[C, H, W] of the image's own height and width, not min-maxed; windows that overlap are averaged.
+
+        Raises:
+          UserError: a picture or a prompt that cannot be taken; windows that are no multiples of the patch, or of more
+            than 100 million pixels together.
         """
         photo, text = picture(image), np.asarray(self.text_features(prompts))
         if not window:
             small = np.asarray(self.similarity(self.preprocess([photo]), text, original))[0]
-            return heatmaps.enlarge(small, (photo.height, photo.width))
+            return heatmaps.Enlarged(small, (photo.height, photo.width))
         patch = self.model.config.vision.patch
         stride, shorter = stride or max(patch, window // 2 // patch * patch), max(shorter, window)
         if window % patch or stride % patch or window < 0 or stride < 0:
             raise UserError(f"window {window}, stride {stride}: expected multiples of the model's patch, {patch}")
         scale = shorter / min(photo.size)
         height, width = (max(window, round(n * scale / patch) * patch) for n in (photo.height, photo.width))
+        if height * width > MAX_PIXELS:
+            raise UserError(
+                f"shorter {shorter}: the picture would have {width} x {height} pixels; choose a smaller one"
+            )
         whole = self.preprocess([photo], (height, width))[0]
         places = [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)]
-        crops = np.stack([whole[y : y + window, x : x + window] for y, x in places])
         total = np.zeros((len(text), height // patch, width // patch), np.float32)
         count = np.zeros(total.shape[1:], np.float32)
-        for (y, x), small in zip(places, np.asarray(self.similarity(crops, text, original)), strict=True):
-            at = np.s_[y // patch : (y + window) // patch, x // patch : (x + window) // patch]
-            total[(slice(None), *at)] += small
-            count[at] += 1
-        return heatmaps.enlarge(total / count, (photo.height, photo.width))
+        for start in range(0, len(places), self.batch_size):
+            chunk = places[start : start + self.batch_size]
+            crops = np.stack([whole[y : y + window, x : x + window] for y, x in chunk])
+            for (y, x), small in zip(chunk, np.asarray(self.similarity(crops, text, original)), strict=True):
+                at = np.s_[y // patch : (y + window) // patch, x // patch : (x + window) // patch]
+                total[(slice(None), *at)] += small
+                count[at] += 1
+        return heatmaps.Enlarged(total / count, (photo.height, photo.width))
 
     def locate(self, image: Picture, names: Sequence[str], threshold: float = 0.5, **options: Any) -> np.ndarray:
         """A box for each name: around the largest component of its min-max map over a threshold.
 
         Args:
-          **options: of `maps`.
+          **options: of `large_maps`.
 
         Returns:
           float32[C, 4], x1, y1, x2, y2 in pixels of the image: what PIN's evaluation takes.
         """
-        heat = heatmaps.minmax(self.maps(image, names, **options))
-        return np.stack([heatmaps.box(one, threshold) for one in heat])
+        maps = self.large_maps(image, names, **options)
+        return np.stack([heatmaps.box(heatmaps.minmax(maps[k]), threshold) for k in range(len(maps))])
 
 
 def _checked(prompts: Iterable[str]) -> list[str]:

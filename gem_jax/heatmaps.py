@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,52 @@ def enlarge(maps, size: tuple[int, int]):
     """Maps float[..., h, w] -> float[..., H, W], bilinear; numpy in, numpy out, JAX in, JAX out."""
     rows, columns = (bilinear(n, m).astype(maps.dtype) for n, m in zip(maps.shape[-2:], size, strict=True))
     return rows @ maps @ columns.T
+
+
+class Enlarged:
+    """Maps at a picture's own size, made a prompt or a strip of rows at a time: all together may not fit in memory.
+
+    As an array (`np.asarray`) it is float32[C, H, W]; `maps[k]` is one map float32[H, W].
+
+    Attributes:
+      small: float32[C, h, w]. size: (H, W).
+    """
+
+    STRIP = 2**28  # bytes of a strip
+
+    def __init__(self, small: np.ndarray, size: tuple[int, int]):
+        self.small, self.size = np.asarray(small), tuple(size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (len(self.small), *self.size)
+
+    def __len__(self) -> int:
+        return len(self.small)
+
+    def __getitem__(self, k: int) -> np.ndarray:
+        return enlarge(self.small[k], self.size)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return enlarge(self.small, self.size).astype(dtype or self.small.dtype, copy=False)
+
+    def only(self, kept: Sequence[int]) -> Enlarged:
+        """The maps of some of the prompts."""
+        return Enlarged(self.small[list(kept)], self.size)
+
+    def at(self, size: tuple[int, int]) -> Enlarged:
+        """The same maps at another size."""
+        return Enlarged(self.small, size)
+
+    def strips(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Rows of the picture, and all maps float32[C, rows, W] there; of a small picture all rows at once."""
+        height, width = self.size
+        rows, columns = (
+            bilinear(n, m).astype(self.small.dtype) for n, m in zip(self.small.shape[1:], self.size, strict=True)
+        )
+        step = max(1, self.STRIP // (4 * max(1, len(self)) * width))
+        for start in range(0, height, step):
+            yield slice(start, start + step), rows[start : start + step] @ self.small @ columns.T
 
 
 def constant(maps):

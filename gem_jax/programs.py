@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from pin_jax.scoring import metrics, photographs
 
 RUNS = ("predict", "evaluate")
 SETTINGS = ("depth", "iterations", "temperature", "parts")  # of a method, entries of the config
+SHOWN = 1024  # pixels of the longer side of a picture in a figure
 COLUMNS = ("mIoU", "mIoU_bg", "threshold", "p-mIoU", "box mIoU")
 
 
@@ -109,22 +112,40 @@ def predict(
     config: ConfigDict, workdir: pathlib.Path, gem: GEM, photos: list[pathlib.Path], prompts: list[str]
 ) -> dict[str, Any]:
     """Heat maps and a segmentation of each picture as PNG, and boxes.json (pixels of the photograph)."""
-    found = {}
-    for path in photos:
-        photo = np.asarray(picture(path))
-        maps = gem.maps(path, prompts, **_windows(config))
-        heat = heatmaps.minmax(maps)
-        place = np.stack([heatmaps.box(one, config.box_threshold) for one in heat])
-        figures.heat_maps(photo, prompts, heat, place).save(workdir / f"{path.stem}_heat.png")
-        best, top = segmentation.probabilities(maps, scale(gem.model))
+    found, stems = {}, unique_stems(photos)
+    for path, stem in stems.items():
+        photo = picture(path)
+        maps = gem.large_maps(photo, prompts, **_windows(config))
+        place = np.stack([heatmaps.box(heatmaps.minmax(maps[k]), config.box_threshold) for k in range(len(maps))])
+        # Figures are small: of a large photograph they need neither its pixels nor maps of its size.
+        shrink = min(1, SHOWN / max(photo.size))
+        shown = photo if shrink == 1 else photo.resize([max(1, round(side * shrink)) for side in photo.size])
+        small = np.asarray(maps.at((shown.height, shown.width)))
+        figures.heat_maps(np.asarray(shown), prompts, heatmaps.minmax(small), place * shrink).save(
+            workdir / f"{stem}_heat.png"
+        )
+        best, top = segmentation.probabilities(small, scale(gem.model))
         best = np.where(top < config.background_threshold, len(prompts), best)
-        figures.segmentation(photo, best, prompts).save(workdir / f"{path.stem}_segmentation.png")
+        figures.segmentation(np.asarray(shown), best, prompts).save(workdir / f"{stem}_segmentation.png")
         found[str(path)] = [
             {"name": name, "box": [round(float(v), 1) for v in box]} for name, box in zip(prompts, place, strict=True)
         ]
-        reporting.say(f"wrote {workdir / path.stem}_heat.png and _segmentation.png")
-    files.write_json(workdir / "boxes.json", {"model": config.model, "attention": config.attention, "boxes": found})
+        reporting.say(f"wrote {workdir / stem}_heat.png and _segmentation.png")
+    about = {"model": config.model, "attention": config.attention, "boxes": found}
+    about["files"] = {str(path): stem for path, stem in stems.items()}
+    files.write_json(workdir / "boxes.json", about)
     return found
+
+
+def unique_stems(paths: Iterable[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Path -> what its outputs are called: its stem, or for a stem that is taken `STEM_2`, `STEM_3`, ..."""
+    out: dict[pathlib.Path, str] = {}
+    taken = set()
+    for path in dict.fromkeys(paths):
+        names = itertools.chain([path.stem], (f"{path.stem}_{k}" for k in itertools.count(2)))
+        out[path] = next(name for name in names if name.casefold() not in taken)
+        taken.add(out[path].casefold())  # some file systems do not tell A from a
+    return out
 
 
 def scale(model: pretrained.ImageText) -> float:

@@ -33,12 +33,12 @@ class Boxes:
         """What the objects are called."""
         return record["query_text"]
 
-    def add(self, record: dict[str, Any], maps: np.ndarray) -> None:
+    def add(self, record: dict[str, Any], maps: np.ndarray | heatmaps.Enlarged) -> None:
         """Takes the objects' cosines float[n, H, W]."""
         squash = SIDE / np.array([maps.shape[-1], maps.shape[-2]] * 2)
         boxes = np.asarray(record["boxes"]) * squash
         ids = record.get("ids", range(len(boxes)))
-        self.found += [heatmaps.box(heat, self.threshold) * squash for heat in heatmaps.minmax(maps)]
+        self.found += [heatmaps.box(heatmaps.minmax(maps[k]), self.threshold) * squash for k in range(len(maps))]
         self.true += list(boxes)
         self.records.append({key: value for key, value in record.items() if key != "image"} | {"boxes": boxes})
         self.others += [boxes[[other != own for other in ids]] for own in ids]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from gem_jax.gem import GEM
+from gem_jax.heatmaps import Enlarged
+from input_pipeline.errors import UserError
 
 
 class Evaluator(Protocol):
@@ -16,8 +16,9 @@ class Evaluator(Protocol):
     def prompts(self, record: dict[str, Any]) -> Sequence[str]:
         """The names that it wants maps of for a record."""
 
-    def add(self, record: dict[str, Any], maps: np.ndarray) -> None:
-        """Takes cosines float[C, H, W] of these names, at the image's own resolution."""
+    def add(self, record: dict[str, Any], maps: Enlarged) -> None:
+        """Takes cosines float[C, H, W] of these names, at the image's own resolution: `maps[k]` is one,
+        `np.asarray(maps)` all of them."""
 
     def scores(self) -> dict[str, Any]:
         """What came out."""
@@ -34,14 +35,22 @@ def evaluate(
 
     Args:
       source: records with `image` (anything that `GEM` takes, of any size) and what the evaluators need beside it.
-      **options: of `GEM.maps` (sliding windows, the original stream).
+      **options: of `GEM.large_maps` (sliding windows, the original stream).
+
+    Raises:
+      UserError: the source has no record, as where none of its images can be read.
     """
+    done = 0
     for done, record in enumerate(source, 1):
         asked = [list(evaluator.prompts(record)) for evaluator in evaluators]
         names = list(dict.fromkeys(name for own in asked for name in own))
-        maps = gem.maps(record["image"], names, **options) if names else np.zeros((0, 1, 1), np.float32)
+        maps = gem.large_maps(record["image"], names, **options) if names else None
         for evaluator, own in zip(evaluators, asked, strict=True):
             if own:
-                evaluator.add(record, maps[[names.index(name) for name in own]])
+                evaluator.add(record, maps.only([names.index(name) for name in own]))
         progress(done)
+    if not done:
+        bad = getattr(source, "bad_records", None)
+        report = f" ({bad.report()})" if bad else ""
+        raise UserError(f"{getattr(source, 'name', 'evaluation')}: none of its images can be read{report}")
     return {key: value for evaluator in evaluators for key, value in evaluator.scores().items()}

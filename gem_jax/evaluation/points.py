@@ -40,15 +40,16 @@ class Points:
         """The names that have points."""
         return list(dict.fromkeys(row["name"] for row in record["points"]))
 
-    def add(self, record: dict[str, Any], maps: np.ndarray) -> None:
+    def add(self, record: dict[str, Any], maps: np.ndarray | heatmaps.Enlarged) -> None:
         """Takes these names' cosines float[C, H, W]."""
-        heat, names = heatmaps.minmax(maps), self.prompts(record)
-        for row in record["points"]:
-            hit = heat[names.index(row["name"]), row["y"], row["x"]] > self.threshold
-            yes = row["positive"]
-            count = self.counts.setdefault(row["name"], np.zeros(3, np.int64))  # true positive, false positive, miss
-            count += (hit and yes, hit and not yes, not hit and yes)
-            self.count += 1
+        for k, name in enumerate(self.prompts(record)):
+            heat = heatmaps.minmax(maps[k])
+            count = self.counts.setdefault(name, np.zeros(3, np.int64))  # true positive, false positive, miss
+            for row in record["points"]:
+                if row["name"] == name:
+                    hit, yes = heat[row["y"], row["x"]] > self.threshold, row["positive"]
+                    count += (hit and yes, hit and not yes, not hit and yes)
+                    self.count += 1
 
     def scores(self) -> dict[str, Any]:
         """p-mIoU, the mean over classes of TP / (TP + FP + FN), points of all images counted together; their number."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gem_jax.heatmaps import Enlarged
 from input_pipeline.sets.label_maps import BACKGROUND, IGNORE  # noqa: F401 (of a record's labels)
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(20))
@@ -89,16 +90,17 @@ class Segmentation:
         """All phrases of all classes, then background's."""
         return self.asked
 
-    def add(self, record: dict[str, Any], maps: np.ndarray) -> None:
-        """Takes the phrases' cosines float[P, H, W]."""
+    def add(self, record: dict[str, Any], maps: np.ndarray | Enlarged) -> None:
+        """Takes the phrases' cosines float[P, H, W], a strip of rows at a time."""
         background = len(self.classes)
-        _, top = probabilities(maps, self.scale)
-        grouped = maps if len(self.starts) == len(maps) else np.maximum.reduceat(maps, self.starts)
-        best, anything = grouped[:background].argmax(0), grouped.argmax(0)
         true = labels(record, self.classes, background)
-        self.without.add(true, best)
-        for threshold, confusion in zip(self.thresholds, self.swept, strict=True):
-            confusion.add(true, np.where(top < threshold, background, anything))
+        for rows, strip in maps.strips() if isinstance(maps, Enlarged) else [(slice(None), maps)]:
+            _, top = probabilities(strip, self.scale)
+            grouped = strip if len(self.starts) == len(strip) else np.maximum.reduceat(strip, self.starts)
+            best, anything = grouped[:background].argmax(0), grouped.argmax(0)
+            self.without.add(true[rows], best)
+            for threshold, confusion in zip(self.thresholds, self.swept, strict=True):
+                confusion.add(true[rows], np.where(top < threshold, background, anything))
 
     def scores(self) -> dict[str, Any]:
         """Means over the classes that are true somewhere.

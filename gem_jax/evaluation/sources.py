@@ -104,12 +104,13 @@ class Published:
     """A set on disk, iterated over by every method in turn; bad records are left out and counted once.
 
     Attributes:
-      records: a random-access source. kind: `boxes`, `labels` or `points`. classes: of labels.
+      name: of the set. records: a random-access source. kind: `boxes`, `labels` or `points`. classes: of labels.
       bad_records: of bad records. phrases, background: what classes are asked for by; see `segmentation.Segmentation`.
     """
 
     def __init__(self, records: Any, kind: str, bad_records: BadRecordLog, limit: int = 0):
         self.records, self.kind, self.bad_records = records, kind, bad_records
+        self.name = getattr(records, "name", kind)
         self.classes = getattr(records, "classes", [])
         self.phrases, self.background = [[name] for name in self.classes], []
         self.limit = min(limit, len(records)) if limit else len(records)

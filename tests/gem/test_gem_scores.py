@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from gem_jax.evaluation import boxes, figures, loop, points, segmentation, sources
+from gem_jax.heatmaps import Enlarged
 from input_pipeline.errors import UserError
 from input_pipeline.pasted.scenes import SceneConfig, Scenes
 from input_pipeline.sets.bad_records import BadRecordLog
@@ -18,8 +19,9 @@ class Known:
     def __init__(self, maps):
         self.given = maps
 
-    def maps(self, image, prompts, **options):
-        return np.stack([self.given[int(np.asarray(image)[0, 0, 0])][name] for name in prompts]).astype(np.float32)
+    def large_maps(self, image, prompts, **options):
+        maps = np.stack([self.given[int(np.asarray(image)[0, 0, 0])][name] for name in prompts]).astype(np.float32)
+        return Enlarged(maps, maps.shape[1:])
 
 
 def image(index: int, shape=(4, 6)) -> np.ndarray:
@@ -110,7 +112,7 @@ def test_label_folder(tmp_path):
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
     Image.fromarray(image(0)).save(tmp_path / "images" / "a.png")
-    with pytest.raises(UserError, match=r"no classes\.txt in it"):
+    with pytest.raises(UserError, match=r"classes\.txt: no such file; write one class a line"):
         sources.label_folder(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(UserError, match=r"1 images have no labels/NAME\.png, such as a"):

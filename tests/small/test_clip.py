@@ -150,9 +150,50 @@ def test_prediction_run_goes_on_past_a_bad_picture(folder, tmp_path, capsys):
     assert (tmp_path / "out" / "a_heat.png").exists() and (tmp_path / "out" / "a_segmentation.png").exists()
 
 
+def test_pictures_of_one_stem_keep_their_outputs(folder, tmp_path):
+    """Nor does the photograph's size decide what is written: maps of the large one are enlarged bit by bit."""
+    paths = [tmp_path / "a.png", tmp_path / "a.jpg", tmp_path / "other" / "A.png"]
+    for path, size in zip(paths, ((50, 70), (40, 40), (1100, 1300)), strict=True):
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(photo(0, size)).save(path)
+    images = ",".join(map(str, [*paths, paths[0]]))
+    config = _config(folder, run="predict", image=images, prompts="cat", size=(32, 48))
+    programs.run(config, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "boxes.json",
+        *(f"{stem}_{kind}.png" for stem in ("a", "a_2", "A_3") for kind in ("heat", "segmentation")),
+    }
+    written = json.loads((tmp_path / "out" / "boxes.json").read_text())
+    assert written["files"] == dict(zip(map(str, paths), ("a", "a_2", "A_3"), strict=True))
+    assert {path: row[0]["name"] for path, row in written["boxes"].items()} == dict.fromkeys(map(str, paths), "cat")
+    x1, y1, x2, y2 = written["boxes"][str(paths[2])][0]["box"]
+    assert 0 <= x1 < x2 <= 1300 and 0 <= y1 < y2 <= 1100 and max(x2, y2) > 100  # pixels of the photograph
+
+
+@pytest.mark.parametrize("kind", ["boxes", "labels", "points"])
+def test_no_photograph_that_can_be_read_is_one_line(folder, tmp_path, kind):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "images" / "a.jpg").write_text("no picture")
+    Image.new("L", (64, 48)).save(tmp_path / "labels" / "a.png")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    (tmp_path / "points.csv").write_text("ImageId,X,Y,Label,EstimatedYesNo\na,0.5,0.5,cat,yes\n")
+    held = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 30, 30]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "set.json").write_text(json.dumps(held))
+    source = f"coco:{tmp_path / 'set.json'}" if kind == "boxes" else f"{kind}:{tmp_path}"
+    with pytest.raises(UserError, match=r"none of its images can be read \(1 unreadable image\)"):
+        programs.run(_config(folder, source=source, methods=("gem",)), tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"grid": 7}, "config.grid: grid 7 must divide image_size 32"),
         ({"run": "train"}, "config.run 'train': expected one of predict, evaluate"),
         ({"run": "predict"}, "config.image is empty"),
         ({"run": "predict", "image": "x.png"}, "config.prompts is empty"),
