@@ -155,7 +155,7 @@ def global_batch(config: ConfigDict, mesh: Mesh) -> int:
 
     Devices along the mesh's `tensor` axis share their rows, and count as one.
     """
-    return config.get("batch_per_device", 0) * mesh.shape["data"] * mesh.shape["fsdp"] or config.batch_size
+    return config.get("batch_per_device", 0) * sharding.row_ways(mesh) or config.batch_size
 
 
 def initial(method: Any, tx: optax.GradientTransformation, seed: int, frozen: Any = None) -> State:

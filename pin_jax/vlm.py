@@ -108,6 +108,13 @@ class VLM:
             found = self._encode(self.params, sharding.shard_rows(images, self.mesh), inserts)
             return sharding.fetch(found).astype(np.float32)
 
+    def encode_rows(self, images: np.ndarray, inserts: Inserts = Inserts()) -> np.ndarray:
+        """As `encode`, of this process's rows of a batch alone: every process gives its own, and as many."""
+        inserts = inserts if self.mesh is None else sharding.replicate(inserts, self.mesh)
+        with sharding.on(self.mesh):
+            found = self._encode(self.params, sharding.from_local_rows(images, self.mesh), inserts)
+            return sharding.local_rows(found, self.mesh).astype(np.float32)
+
     def tokenize(self, texts: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Texts -> left-padded ids int32[R, T] and mask bool[R, T].
 

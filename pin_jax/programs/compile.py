@@ -155,7 +155,7 @@ def decode_step(config: ConfigDict, mesh: Mesh, chip: topology.Chip) -> dict[str
     """Answering a batch of config.eval.batch_size questions a device, from the vision tokens to the last token."""
     begin = time.monotonic()
     vlm, shapes, front = _vlm(config, mesh, "none")
-    rows = config.eval.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.eval.batch_size * sharding.row_ways(mesh)
     options = vlm.model.config
     method = methods.build(config.method, options, config.method_options)
     inserts = jax.eval_shape(method.inserts, methods.shapes(method, shapes))
