@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -24,10 +25,11 @@ from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
 from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text.questions import BoxQuestions, Curriculum
-from pin_jax import methods
-from pin_jax.runtime import feature_cache, preemption, reporting, sharding
+from pin_jax import adapters, methods
+from pin_jax.runtime import feature_cache, files, preemption, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
 from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser
+from pin_jax.validation import Validation
 from pin_jax.vlm import VLM
 from pin_jax.weights.parameters import count_parameters
 
@@ -238,6 +240,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     iterator = training_batches(config, vlm, source, first)
     step_fn = make_step(vlm, method, tx, config.seed)
     log, begin, outgrown = reporting.Log(workdir), time.monotonic(), False
+    validate = Validation(config, workdir, vlm) if config.get("eval_every", 0) else None
+
+    def trained() -> Any:
+        return averaged(state.trainable, state.opt, config.get("ema", 0.0))
 
     def save(step: int, loss: jax.Array) -> None:
         if not np.isfinite(float(loss)):
@@ -248,6 +254,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
                 + (f"the state of step {max(kept)} is kept; " if kept else "")
                 + "lower config.lr, or look at the data"
             )
+        export_insert(config, workdir, vlm, step, jax.device_get(trained()))
         checkpoints.save(step, state)
 
     title, total = f"training {config.method}", config.steps * config.batch_size
@@ -256,11 +263,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
             with sharding.on(mesh):
                 state, metrics = step_fn(state, frozen, sharding.from_local_rows(next(iterator), mesh))
             last, stopped = i == config.steps, preemption.reached()
-            if i % config.log_every == 0 or last:
+            scored = validate is not None and (i % config.eval_every == 0 or last)
+            if i % config.log_every == 0 or last or scored:
                 seconds = time.monotonic() - begin
                 values = {name: float(value) for name, value in metrics.items()}
                 values["learning_rate"] = learning_rate_at(config, i)
                 values["images_per_second"] = (i - first) * config.batch_size / seconds
+                if scored and np.isfinite(values["loss"]):
+                    values |= validate(i, method, jax.device_get(trained()))
                 log.scalars(i, **values)
                 advance(i * config.batch_size, f"loss {values['loss']:.3f}")
                 outgrown = outgrown or _warn_of_size(i, values)
@@ -273,7 +283,20 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     checkpoints.wait()
     checkpoints.close()
     log.close()
-    return averaged(state.trainable, state.opt, config.get("ema", 0.0))
+    return trained()
+
+
+def export_insert(config: ConfigDict, workdir: epath.Path, vlm: VLM, step: int, params: Any) -> None:
+    """Writes inserts/STEP.safetensors beside the checkpoint of a step; those of the last config.keep steps stay."""
+    if jax.process_index() > 0:
+        return
+    folder = epath.Path(workdir) / "inserts"
+    files.make_folder(folder)
+    adapters.save(folder / f"{step}.safetensors", params, config, vlm)
+    steps = sorted(int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit())
+    for old in steps[: -config.get("keep", 3)]:
+        for ending in (".safetensors", ".json"):
+            files.remove(folder / f"{old}{ending}")
 
 
 def _warn_of_size(step: int, values: dict[str, float]) -> bool:

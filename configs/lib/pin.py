@@ -70,6 +70,8 @@ def published() -> ConfigDict:
     config.log_every = 20
     config.save_every = 1000
     config.keep = 3  # checkpoints
+    config.eval_every = 0  # steps between evaluations on a few scenes, of which the best insert is kept; 0 is none
+    config.eval_subset = 64  # scenes of such an evaluation, others than those at the end
 
     # run=compile: a TPU slice; config.batch_size is the global batch on it (docs/sharding.md).
     config.topology = "v5e:4x4"

@@ -199,6 +199,8 @@ PIN: Entries = {
     "accumulate": whole(1, LARGE, "batches whose gradients make one update"),
     "ema": number(0, 0.999999, "decay of a moving average of what is trained; 0 is none"),
     "keep": whole(1, LARGE, "checkpoints that are kept"),
+    "eval_every": whole(0, LARGE, "steps between evaluations in training, which keep the best insert; 0 is none"),
+    "eval_subset": whole(1, LARGE, "images of such an evaluation"),
     "topology": text("TPU slice that run=compile compiles for, such as v5e:4x4"),
     "compile_steps": several(one_of(("train", "decode"), ""), "what run=compile compiles", 1, 2),
     "eval.source": text("scenes, a published set, coco:FILE.json, tfds:NAME (docs/data.md)", empty=False),

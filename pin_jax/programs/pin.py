@@ -135,7 +135,7 @@ def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | Non
     elif own.exists():
         path, missing, why = own, "", ", of this workdir"
     elif (workdir / "config.json").exists():
-        path, missing = own, f"workdir {workdir}: its training has not ended, so that it has no {INSERT}"
+        path, missing = own, f"workdir {workdir}: its training has not ended (checkpoints have theirs in inserts/)"
     elif config.run == "predict":
         path, missing = shipped, f"nothing was trained in {workdir}, and no insert ships with {config.vlm}"
         why = f", which ships with the VLM: nothing was trained in {workdir}"
