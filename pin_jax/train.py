@@ -23,8 +23,9 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
+from input_pipeline.pasted import sizes
 from input_pipeline.pasted.scenes import Scenes, scene_config
-from input_pipeline.text.questions import BoxQuestions, Curriculum
+from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_length
 from pin_jax import adapters, methods
 from pin_jax.runtime import feature_cache, files, preemption, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
@@ -88,10 +89,27 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
             config.on_bad_record,
         )
         if cached and share > 0:
-            with reporting.progress(f"{what} of {length:,} scenes", length, "image") as advance:
+            bar = reporting.progress(f"{what} of {length:,} scenes", length, "image")
+            with sizes.kept(scenes.cutouts, folder), bar as advance:
                 scenes = feature_cache.build(scenes, encode, folder, vlm.identity, progress=advance)
         parts.append(scenes)
     return Curriculum(*parts, total, config.curriculum, config.seed)
+
+
+def text_length(config: ConfigDict, vlm: VLM, source: Curriculum) -> int:
+    """Tokens of a training text: config.text_length, or as many as the longest name of the source needs.
+
+    Raises:
+      UserError: config.text_length is too small for it, which else would be found out in mid-run.
+    """
+    given = config.text_length
+    asked = source.phrases(), config.curriculum > 0, not given
+    needed = needed_length(vlm.tokenizer, vlm.codec, vlm.frame, *asked)
+    if given and given < needed:
+        raise UserError(
+            f"config.text_length {given}: the longest text needs {needed} tokens; give as many, or 0 for what is needed"
+        )
+    return given or needed
 
 
 def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: int = 0):
@@ -102,7 +120,8 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: in
     Args:
       start: the step after which to go on.
     """
-    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, config.text_length, vlm.frame)
+    length = text_length(config, vlm, source)
+    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, length, vlm.frame)
     index, count = sharding.process_part(vlm.mesh)
     return batches(
         source,
@@ -117,6 +136,11 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: in
     )
 
 
+def planned_length(config: ConfigDict) -> int:
+    """Tokens of a text where no names are read, for a plan: config.text_length, or what LVIS's longest names need."""
+    return config.text_length or (48 if config.language_model else 40)
+
+
 def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global batch with pictures, as `training_batches` makes it.
 
@@ -124,9 +148,10 @@ def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.Shap
       front: tokens that the VLM's frame puts before a prompt.
     """
     size, rows = vlm.codec.image_size, (config.batch_size, config.questions_per_image)
-    texts = {"ids": config.text_length + max(0, front - 1), "target": config.text_length + max(0, front - 1)}
+    length = planned_length(config)
+    texts = {"ids": length + max(0, front - 1), "target": length + max(0, front - 1)}
     if vlm.frame.encoder_decoder:
-        texts |= {"target": config.text_length, "labels": config.text_length}
+        texts |= {"target": length, "labels": length}
     shapes = {
         key: jax.ShapeDtypeStruct((*rows, length), jnp.float32 if key == "target" else jnp.int32)
         for key, length in texts.items()

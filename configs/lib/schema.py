@@ -184,7 +184,7 @@ PIN: Entries = {
     "vary_backgrounds": share("probability that a background is varied, in training"),
     "curriculum": share("share of training that predicts the name too"),
     "questions_per_image": whole(1, 64, "questions asked together of one image"),
-    "text_length": whole(0, 4096, "tokens of a text"),
+    "text_length": whole(0, 4096, "tokens of a text; 0 is as many as the longest name needs"),
     "cache_images": whole(0, LARGE, "scenes whose vision features are computed once; 0 draws scenes anew"),
     "cache_folder": text("where they are kept; the workdir's own if none"),
     "workers": whole(0, 256, "processes that prepare data; 0 uses threads"),
