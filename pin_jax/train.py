@@ -7,6 +7,7 @@ unless the method acts inside it.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import time
@@ -27,7 +28,7 @@ from input_pipeline.pasted import sizes
 from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_length
 from pin_jax import adapters, methods
-from pin_jax.runtime import feature_cache, files, preemption, reporting, sharding
+from pin_jax.runtime import feature_cache, files, launch, preemption, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
 from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser
 from pin_jax.validation import Validation
@@ -75,8 +76,12 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
     total = config.steps * config.batch_size
     options = dict(config.scenes) | dict(config.train_scenes)
     most = options["objects"][1]
-    folder = pathlib.Path(config.cache_folder) if config.cache_folder else workdir / "cache"
-    encode, what = (None, "pictures") if in_vision else (vlm.encode, "vision features")
+    folder = epath.Path(config.cache_folder) if config.cache_folder else workdir / "cache"
+    encode, what = functools.partial(vlm.encode, dtype=None), "vision features"
+    if in_vision:
+        encode, what = None, "pictures"
+    # Features in another dtype are other features; those of float32 have the name that they always had.
+    computed = vlm.identity if vlm.encoder_dtype == np.float32 else f"{vlm.identity} {vlm.encoder_dtype}"
     cached = min(config.cache_images, total) if config.cache_images else 0
     parts = []
     for phase, share in enumerate((config.curriculum, 1 - config.curriculum)):
@@ -91,7 +96,7 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
         if cached and share > 0:
             bar = reporting.progress(f"{what} of {length:,} scenes", length, "image")
             with sizes.kept(scenes.cutouts, folder), bar as advance:
-                scenes = feature_cache.build(scenes, encode, folder, vlm.identity, progress=advance)
+                scenes = feature_cache.build(scenes, encode, folder, computed, progress=advance)
         parts.append(scenes)
     return Curriculum(*parts, total, config.curriculum, config.seed)
 
@@ -353,5 +358,5 @@ def describe(config: ConfigDict, vlm: VLM) -> dict[str, str]:
         "frozen": f"{count_parameters(vlm.params):,} parameters ({config.vlm}, {vlm.identity})",
         "trainable": f"{count_parameters(trainable):,} parameters ({config.method})",
         "data": f"{config.scenes.cutouts} on {config.scenes.backgrounds}; {cached}; {samples:,} samples",
-        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es); mesh {mesh}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {launch.described()}; mesh {mesh}",
     }

@@ -262,3 +262,15 @@ def barrier(name: str) -> None:
     """Waits until every process has come by: what the first has written before it, the others may read after it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def process_index() -> int:
+    """Of this process; does not wake the devices of a process that is alone."""
+    return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
+def least(here: int) -> int:
+    """The least of a number over all processes; all of them must ask."""
+    if jax.process_count() == 1:
+        return here
+    return int(multihost_utils.process_allgather(np.array([here], np.int32)).min())
