@@ -27,6 +27,7 @@ from input_pipeline.errors import UserError
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 WITHOUT_SIGN = 25  # seconds after which a process that gives no sign counts as dead
 HEARTBEAT = 45  # the same for JAX, which would end the others with a stack trace
+_AGAIN = "start the same command again on all of them"
 _SIGNS, _BETWEEN = "pin_jax/signs", 3
 LAST_WORDS = 2  # seconds that threads have to end once an error is told
 # What JAX's errors say where another process is gone: of Gloo, of NCCL, and of the service that joins the processes.
@@ -162,7 +163,7 @@ def failed(error: Exception) -> None:
     told = " ".join(str(error).split())
     if not _GONE.search(told):
         traceback.print_exception(error)
-    leave(f"error: {told[:200]}; one process of this run has ended: start the same command again on all of them")
+    leave(f"error: {told[:200]}; one process of this run has ended; {_AGAIN}")
 
 
 def leave(message: str, status: int = 1, now: bool = False) -> None:
