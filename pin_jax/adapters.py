@@ -19,8 +19,10 @@ from input_pipeline.errors import UserError
 from pin_jax import methods
 from pin_jax.methods import pin_file
 from pin_jax.models.interface import Inserts
-from pin_jax.runtime import files
+from pin_jax.runtime import files, reporting
 from pin_jax.vlm import VLM
+from pin_jax.weights import config_sizes
+from pin_jax.weights.files import of_project, read_object, short
 from pin_jax.weights.parameters import count_parameters, fill, flatten, read_safetensors
 
 
@@ -38,10 +40,39 @@ def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:
 
 
 def note(path: pathlib.Path, results: dict[str, Any]) -> None:
-    """Adds results to the card of an adapter; one without a card gets none."""
-    card = path.with_suffix(".json")
-    if card.exists():
-        files.write_json(card, json.loads(card.read_text("utf-8")) | {"results": results})
+    """Adds results to the card of an adapter; one without a card gets none. A broken card is written anew."""
+    place = path.with_suffix(".json")
+    if place.exists():
+        card = _card(path)
+        if card is None:
+            meta, tensors = _header(path), read_safetensors(path)
+            card = meta | {"options": json.loads(meta["options"]), "parameters": count_parameters(tensors)}
+        files.write_json(place, card | {"results": results})
+
+
+def _card(path: pathlib.Path) -> dict[str, Any] | None:
+    """The card beside an adapter; None if there is none, or none that can be read, which is said."""
+    place = path.with_suffix(".json")
+    if not place.exists():
+        return None
+    try:
+        return read_object(place)
+    except UserError as error:
+        reporting.say(f"{error} (the adapter itself says all that is needed; its card is not used)")
+        return None
+
+
+def _header(path: pathlib.Path) -> dict[str, str]:
+    """What an adapter says of itself: method, options (JSON) and the identity of its frozen weights.
+
+    Raises:
+      UserError: not a file of ours.
+    """
+    with safe_open(path, "numpy") as file:
+        meta = file.metadata() or {}
+    if not {"method", "options", "frozen"} <= meta.keys():
+        raise UserError(f"adapter {path}: its header names no method; give a file that this project wrote")
+    return {name: meta[name] for name in ("method", "options", "frozen")}
 
 
 def export(path: pathlib.Path, method: Any, params: Any) -> None:
@@ -55,34 +86,71 @@ def export(path: pathlib.Path, method: Any, params: Any) -> None:
     files.write_with(path, lambda out: pin_file.write(out, method, params))
 
 
-def load(path: pathlib.Path, vlm: VLM) -> tuple[Any, Any]:
+def load(path: str | pathlib.Path, vlm: VLM, method: str = "") -> tuple[Any, Any]:
     """Reads a file of `save`, or of PIN's authors (`.pt`, `.pth`, `.bin`): the method and its parameters.
 
+    A file names built-in methods only: what it names is otherwise imported, and files come from others.
+
+    Args:
+      method: of the user's own, `module:Class`, that the file may name too.
+
     Raises:
-      UserError: missing, broken, made on other frozen weights, or not a file of ours.
+      UserError: missing, broken, made on other frozen weights, not a file of ours, or one that names code of its own.
     """
+    path = of_project(path)
     if path.suffix in (".pt", ".pth", ".bin"):
         return pin_file.read(path, vlm.model.config)
-    tensors = read_safetensors(path)
-    with safe_open(path, "numpy") as file:
-        meta = file.metadata() or {}
-    if not {"method", "options", "frozen"} <= meta.keys():
-        raise UserError(f"adapter {path}: its header names no method; give a file that this project wrote")
+    tensors, meta = read_safetensors(path), _header(path)
+    foreign = [name for name in methods.names_module(meta["method"]) if name not in method.split("+")]
+    if foreign:
+        raise UserError(
+            f"adapter {path}: its header names the method {short(foreign[0])}, which is none of"
+            f" {', '.join(methods.METHODS)}; a file may not name code that is run: if it is your own method, name it"
+            " yourself, --config.method=module:Class"
+        )
     if meta["frozen"] != vlm.identity:
         raise UserError(
-            f"adapter {path}: trained on frozen weights {meta['frozen']}, these are {vlm.identity}; use its own VLM"
+            f"adapter {path}: trained on frozen weights {meta['frozen'][:40]}, these are {vlm.identity};"
+            " use its own VLM"
         )
-    method = methods.build(meta["method"], vlm.model.config, json.loads(meta["options"]))
-    return method, fill(methods.shapes(method, vlm.params), tensors, str(path))
+    try:
+        options = json.loads(meta["options"])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"adapter {path}: options in its header are not JSON; train or fetch it again") from error
+    if not isinstance(options, dict):
+        raise UserError(f"adapter {path}: options in its header are {short(options)}; expected an object")
+    _same_card(path, meta | {"options": options, "parameters": count_parameters(tensors)})
+    with config_sizes.buildable(f"adapter {path}"):
+        built = methods.build(meta["method"], vlm.model.config, options)
+        shapes = methods.shapes(built, vlm.params)
+    return built, fill(shapes, tensors, f"of adapter {path}")
 
 
-def load_adapter(path: str | pathlib.Path, vlm: VLM) -> Inserts:
+def _same_card(path: pathlib.Path, about: dict[str, Any]) -> None:
+    """Refuses an adapter whose card says something else than the adapter itself.
+
+    Raises:
+      UserError: names the entry.
+    """
+    card = _card(path) or {}
+    for name, value in about.items():
+        if name in card and card[name] != value:
+            raise UserError(
+                f"adapter {path}: its card {path.with_suffix('.json').name} has {name} {short(card[name])}, the adapter"
+                f" itself {short(value)}; fetch both again, or remove the card"
+            )
+
+
+def load_adapter(path: str | pathlib.Path, vlm: VLM, method: str = "") -> Inserts:
     """What a file puts into its VLM: `vlm.apply(params, ..., inserts=load_adapter(path, vlm))`.
 
     Passing other inserts switches to another adapter, `Inserts()` to none; the VLM itself never changes.
 
+    Args:
+      method: see `load`.
+
     Raises:
       UserError: as `load`.
     """
-    method, params = load(pathlib.Path(path), vlm)
-    return method.inserts(params)
+    found, params = load(path, vlm, method)
+    return found.inserts(params)

@@ -7,7 +7,6 @@ A small VLM's folder, which is also written, holds config.json (the dataclasses 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -32,9 +31,10 @@ from pin_jax.models.mpt import MPTConfig
 from pin_jax.models.opt import OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
-from pin_jax.models.vit import ViTConfig, normalise
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig, normalise
 from pin_jax.runtime import sharding
-from pin_jax.weights import files, registry, tokenizers
+from pin_jax.weights import config_sizes, files, registry, tokenizers
+from pin_jax.weights.config_entries import SIZE, known_names, part, pixel_statistics
 from pin_jax.weights.convert import convert
 from pin_jax.weights.openflamingo import load as load_openflamingo
 from pin_jax.weights.parameters import fill, flatten, identity, read_safetensors
@@ -101,40 +101,51 @@ class VLM:
         inputs = pixels if pixels.ndim == 5 else pixels[:, None], input_ids, attention_mask, inserts
         return self.model.apply(inserts.variables(params), *inputs, labels=labels)
 
-    def encode(self, images: np.ndarray, inserts: Inserts = Inserts(), dtype: Any = np.float32) -> np.ndarray:
-        """Images uint8[B, H, W, 3] -> vision tokens float[B, N, D], on every process; of the frozen encoder, but for
-        what a method puts into it. `dtype`: None leaves them in the encoder's own."""
+    def encode(self, images: np.ndarray, inserts: Inserts = Inserts()) -> np.ndarray:
+        """Images uint8[B, H, W, 3] -> vision tokens float32[B, N, D], on every process; of the frozen encoder, but for
+        what a method puts into it."""
         inserts = inserts if self.mesh is None else sharding.replicate(inserts, self.mesh)
         with sharding.on(self.mesh):
             found = self._encode(self.params, sharding.shard_rows(images, self.mesh), inserts)
-            return sharding.fetch(found).astype(found.dtype if dtype is None else dtype)
-
-    @functools.cached_property
-    def encoder_dtype(self) -> np.dtype:
-        """Of the vision tokens, as the encoder computes them."""
-        size = self.codec.image_size
-        picture = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-        return np.dtype(jax.eval_shape(self._encode, self.params, picture, Inserts()).dtype)
-
-    def encode_rows(self, images: np.ndarray, inserts: Inserts = Inserts()) -> np.ndarray:
-        """As `encode`, of this process's rows of a batch alone: every process gives its own, and as many."""
-        inserts = inserts if self.mesh is None else sharding.replicate(inserts, self.mesh)
-        with sharding.on(self.mesh):
-            found = self._encode(self.params, sharding.from_local_rows(images, self.mesh), inserts)
-            return sharding.local_rows(found, self.mesh).astype(np.float32)
+            return sharding.fetch(found).astype(np.float32)
 
     def tokenize(self, texts: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Texts -> left-padded ids int32[R, T] and mask bool[R, T].
 
         Raises:
-          UserError: a word that a small VLM does not know.
+          UserError: a word that a small VLM does not know, or image places that no image fills.
         """
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         tokenizers.refuse_unknown_words(self.tokenizer, texts, rows)
+        self.check_places(texts, rows)
         length = length or max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id
         ids = np.array([[pad] * (length - len(row)) + row[-length:] for row in rows], np.int32)
         return ids, np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
+
+    def check_places(self, texts: Sequence[str], rows: Sequence[Sequence[int]] | None = None) -> None:
+        """Refuses texts whose image places are not those of an image, which would be ignored without a word.
+
+        Args:
+          rows: ids of each text, if they are known already.
+
+        Raises:
+          UserError: the tokenizer's `<image>` is not the model's image token, or there are too few places, or too many.
+        """
+        if rows is None:
+            rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        image, places = self.model.config.image_token, self.frame.prefix.count(IMAGE)
+        for text, row in zip(texts, rows, strict=True):
+            asked, made = text.count(IMAGE), list(row).count(image)
+            if asked != made:
+                raise UserError(
+                    f"text {text[-80:]!r}: {asked} places for the image, but the tokenizer makes {made} tokens"
+                    f" of the model's image token {image}; give tokenizer and config of one model"
+                )
+            if places and made % places:
+                raise UserError(
+                    f"text {text[-80:]!r}: {made} places for images, but an image has {places}; leave out {IMAGE}"
+                )
 
     def detokenize(self, tokens: np.ndarray) -> list[str]:
         """Written tokens int[R, T] -> texts, as they would go on from their prompts."""
@@ -182,11 +193,12 @@ def skeleton(model: nn.Module, dtypes: Mapping[str, Any] | None = None) -> Any:
 
     tree = jax.eval_shape(shapes, jax.random.key(0))
     return {
-        part: jax.tree.map(lambda x, part=part: x.update(dtype=(dtypes or {}).get(part) or x.dtype), leaves)
-        for part, leaves in tree.items()
+        name: jax.tree.map(lambda x, name=name: x.update(dtype=(dtypes or {}).get(name) or x.dtype), leaves)
+        for name, leaves in tree.items()
     }
 
 
+IMAGE = "<image>"  # a place of the image in a text, of every VLM here
 # fields of a frame as folders written before 2026-11-26 name them
 FORMER_FRAME = {"front": "prefix", "between": "separator", "tail": "suffix", "apart": "encoder_decoder"}
 # model, its config, and the configs of its parts, by the kind that config.json names
@@ -201,8 +213,8 @@ def save(folder: pathlib.Path, vlm: VLM) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     kind = next(name for name, (model, _, _) in KINDS.items() if isinstance(vlm.model, model))
     config = dataclasses.asdict(vlm.model.config)
-    for part in KINDS[kind][2]:
-        (config[part] or {}).pop("dtype", None)  # a choice of the run, not of the weights
+    for name in KINDS[kind][2]:
+        (config[name] or {}).pop("dtype", None)  # a choice of the run, not of the weights
     meta = {
         "kind": kind,
         "model": config,
@@ -227,26 +239,62 @@ def load(folder: str | pathlib.Path, dtype: Any = None) -> VLM:
     Raises:
       UserError: the folder, or what is in it, is missing or broken.
     """
-    from transformers import PreTrainedTokenizerFast
-
     folder = pathlib.Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"VLM folder {folder}: no config.json in it; give a folder such as assets/tiny_flamingo")
-    try:
-        meta = json.loads((folder / "config.json").read_text("utf-8"))
-        make, whole, parts = KINDS[meta.get("kind", "flamingo")]
-        fields = dict(meta["model"])
-        for name, part in parts.items():
-            fields[name] = part(**{**fields[name], "dtype": dtype}) if fields[name] else None
-        model = make(whole(**fields))
-        codec = BoxCodec(model.config.vision.image_size, meta["grid"])
-        frame = Frame(**{FORMER_FRAME.get(key, key): value for key, value in meta.get("frame", {}).items()})
-        mean, std, names = meta["image_mean"], meta["image_std"], tuple(meta["names"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"VLM folder {folder}: config.json is not one of ours ({error!r})") from error
-    params = fill(skeleton(model), read_safetensors(folder / "model.safetensors"), str(folder))
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return VLM(model, params, tokenizer, codec, mean, std, identity(params), names, frame)
+    meta, where = files.read_object(folder / "config.json"), str(folder / "config.json")
+    model = _model(meta, dtype, where)
+    config, size = model.config, model.config.vision.image_size
+    grid = meta.get("grid")
+    if not SIZE.test(grid) or size % grid:
+        raise UserError(f"{where}: grid is {grid!r}; expected a whole number that divides the image's side {size}")
+    fields = {FORMER_FRAME.get(key, key): value for key, value in part(meta, "frame", where).items()}
+    frame = config_sizes.check(config_sizes.build(Frame, fields, f"{where}, frame"), f"{where}, frame")
+    mean, std = pixel_statistics(meta.get("image_mean"), meta.get("image_std"), (CLIP_MEAN, CLIP_STD), where)
+    names = known_names(meta, where)
+    tokenizer = _own_tokenizer(folder, config)
+    with config_sizes.buildable(where):
+        shapes = skeleton(model)
+    params = fill(shapes, read_safetensors(folder / "model.safetensors"), str(folder))
+    vlm = VLM(model, params, tokenizer, BoxCodec(size, grid), mean, std, identity(params), names, frame)
+    vlm.check_places([frame.prefix])
+    return vlm
+
+
+def _model(meta: Mapping[str, Any], dtype: Any, where: str) -> nn.Module:
+    """The module that a small VLM's config.json describes.
+
+    Raises:
+      UserError: an entry that is missing, unknown, of the wrong type, or that cannot be.
+    """
+    kind = meta.get("kind", "flamingo")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"{where}: kind is {kind!r}; expected one of {', '.join(KINDS)}")
+    make, whole, parts = KINDS[kind]
+    fields = dict(part(meta, "model", where, required=True))
+    for name, each in parts.items():
+        optional = name == "perceiver"
+        if fields.get(name) is not None or not optional:
+            fields[name] = config_sizes.build(each, fields.get(name), f"{where}, model.{name}", dtype=dtype)
+    return make(config_sizes.check(config_sizes.build(whole, fields, f"{where}, model"), where))
+
+
+def _own_tokenizer(folder: pathlib.Path, config: Any) -> Any:
+    """A small VLM's tokenizer, with the ids that its config has.
+
+    Raises:
+      UserError: missing, broken, or not that of the model.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = tokenizers.read(folder, config.lm.vocab, tokenizers.FAST, loader=PreTrainedTokenizerFast)
+    expected = {
+        "image_token": ("<image>", config.image_token),
+        "pad_token": (tokenizer.pad_token, config.pad_token),
+        "end_token": (tokenizer.eos_token, config.end_token),
+    }
+    tokenizers.check_ids(tokenizer, folder, expected)
+    return tokenizer
 
 
 def load_vlm(
@@ -256,7 +304,7 @@ def load_vlm(
     rules: sharding.Rules = sharding.RULES,
     remat: str = "none",
     attention: str = "xla",
-    grid: int = 16,
+    grid: int = 0,
     **pieces: Any,
 ) -> tuple[VLM, Any]:
     """Reads a VLM: a small one of this project, or published weights in their own layout.
@@ -270,7 +318,8 @@ def load_vlm(
       mesh: from `sharding.make_mesh`; one device by default. rules: see `sharding.shardings`.
       remat: what the backward pass computes again, a key of `layers.REMAT`.
       attention: of the vision encoder, a key of `layers.ATTENTION`.
-      grid: cells along a side of the image, of published VLMs' box text.
+      grid: cells along a side of the image, of published VLMs' box text; 0: 16 as published, or the number next to it
+        that divides the image.
       **pieces: of an OpenFlamingo, whose checkpoint `source` is: language_model, vision, and what else
         `weights.load_openflamingo.open_pieces` takes.
 
@@ -305,19 +354,33 @@ def load_vlm(
     return _published(reader.read(folder, dtype, remat=remat, attention=attention), str(source), mesh, rules, grid)
 
 
+def _codec(size: int, grid: int) -> BoxCodec:
+    """Boxes on a grid of the image; see `load_vlm`.
+
+    Raises:
+      UserError: the grid does not divide the image.
+    """
+    try:
+        return BoxCodec(size, grid or min((n for n in range(2, size + 1) if not size % n), key=lambda n: abs(n - 16)))
+    except ValueError as error:
+        raise UserError(f"grid: {error}") from error
+
+
 def _published(found: registry.Published, source: str, mesh: Mesh, rules: sharding.Rules, grid: int) -> tuple[VLM, Any]:
     """Reads the weights of a published VLM onto a mesh."""
-    shapes = skeleton(found.model, found.dtypes)
+    codec = _codec(found.model.config.vision.image_size, grid)
+    with config_sizes.buildable(found.source or source):
+        shapes = skeleton(found.model, found.dtypes)
     digest = Digest()
     params = convert(
         found.tensors, found.table, shapes, found.source or source, sharding.shardings(shapes, mesh, rules), digest
     )
-    size = found.model.config.vision.image_size
-    mean, std = found.processor.image_mean, found.processor.image_std
     vlm = VLM(
-        found.model, params, found.tokenizer, BoxCodec(size, grid), mean, std, digest.identity,
+        found.model, params, found.tokenizer, codec, found.mean, found.std, digest.identity,
         frame=found.frame, mesh=mesh, processor=found.processor,
     )  # fmt: skip
+    if vlm.tokenizer is not None:
+        vlm.check_places([vlm.frame.prefix])
     return vlm, params
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,7 +79,7 @@ def build(name: str, config: Any, options: Mapping[str, Any] | None = None) -> A
       options: as in `defaults`; those not given have their defaults.
 
     Raises:
-      UserError: an unknown method or option, or one method twice.
+      UserError: an unknown method or option, a value of another type than its default, or one method twice.
     """
     parts, options = name.split("+"), dict(options or {})
     if len(parts) > 1:
@@ -86,10 +87,38 @@ def build(name: str, config: Any, options: Mapping[str, Any] | None = None) -> A
         if len(set(keys)) < len(keys):
             raise UserError(f"config.method {name!r}: the same method twice")
         _check(name, options, keys)
+        for key, inner in options.items():
+            if not isinstance(inner, Mapping):
+                raise UserError(f"method {name}: options of {key} are {inner!r}; expected an object of them")
         return Combined({_key(part): build(part, config, options.get(_key(part))) for part in parts})
     kind = _find(name)
-    _check(name, options, _options(kind))
-    return kind(config, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    default = _options(kind)
+    _check(name, options, default)
+    return kind(config, **{k: _value(f"method {name}: option {k}", v, default[k]) for k, v in options.items()})
+
+
+def names_module(name: str) -> list[str]:
+    """Which of the methods that are joined by + are not built in: they would be imported by this name."""
+    return [part for part in name.split("+") if part not in METHODS]
+
+
+def _value(what: str, value: Any, default: Any) -> Any:
+    """An option's value, lists as tuples, of its default's type; an int may stand for a float.
+
+    Raises:
+      UserError: another type, or NaN.
+    """
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{what} is {value!r}; expected several values, as {default!r}")
+        return tuple(_value(what, one, default[0]) if default else one for one in value)
+    kinds = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}.get(type(default))
+    if kinds is None:
+        return tuple(value) if isinstance(value, list) else value
+    wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+    if wrong or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"{what} is {value!r}; expected a {type(default).__name__}, as {default!r}")
+    return value
 
 
 def _check(name: str, options: Mapping[str, Any], known: Any) -> None:

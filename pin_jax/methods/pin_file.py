@@ -7,6 +7,7 @@ psi is a Sequential of Linear, SiLU, LayerNorm, ... Linear, so layer i has its L
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -17,6 +18,8 @@ from input_pipeline.errors import UserError
 from pin_jax.methods.pin import Pin, sinusoid
 from pin_jax.weights import torch_file
 from pin_jax.weights.convert import Rule, convert, linear
+from pin_jax.weights.files import short
+from pin_jax.weights.parameters import unusable
 
 _TABLE = [
     Rule(r"mlp\.linear_(\d+)\.weight", r"linear_\1/kernel", linear),
@@ -30,7 +33,7 @@ _TABLE = [
 def _named(key: str) -> str:
     """`3.weight` -> `mlp.linear_1.weight`."""
     place, _, kind = key.partition(".")
-    if not place.isdigit() or int(place) % 3 == 1:
+    if not re.fullmatch("[0-9]{1,6}", place) or int(place) % 3 == 1:
         return f"mlp.{key}"
     return f"mlp.{'linear' if int(place) % 3 == 0 else 'norm'}_{int(place) // 3}.{kind}"
 
@@ -50,6 +53,10 @@ def read(path: str | pathlib.Path, config: Any) -> tuple[Pin, Any]:
     if not isinstance(psi, Mapping) or not isinstance(table, torch_file.Tensor):
         raise UserError(f"insert {path}: no 'mlp' and 'pos_enc' in it; give a PIN file as its authors publish them")
     tensors = {_named(str(key)): value for key, value in psi.items()}
+    for key, value in (*tensors.items(), ("pos_enc", table)):
+        fault = unusable(value) if isinstance(value, torch_file.Tensor) else f"is {short(value)}, expected a tensor"
+        if fault:
+            raise UserError(f"insert {path}: {key} {fault}; give a PIN file as its authors publish them")
     positions = np.asarray(table, np.float32).reshape(-1, table.shape[-1] if table.shape else 1)
     tokens = (config.media_tokens, 64)
     if positions.shape != tokens:
@@ -61,7 +68,14 @@ def read(path: str | pathlib.Path, config: Any) -> tuple[Pin, Any]:
     if learned:
         tensors["positions"] = positions
     count = sum(key.endswith(".weight") and ".norm_" in key for key in tensors)
-    hidden = tuple(tensors[f"mlp.norm_{i}.weight"].shape[0] for i in range(count) if f"mlp.norm_{i}.weight" in tensors)
+    norms = [tensors.get(f"mlp.norm_{i}.weight") for i in range(count)]
+    odd = [i for i, norm in enumerate(norms) if norm is not None and len(norm.shape) != 1]
+    if odd:
+        raise UserError(
+            f"insert {path}: {3 * odd[0] + 2}.weight has shape {norms[odd[0]].shape}, expected a vector;"
+            " give a PIN file as its authors publish them"
+        )
+    hidden = tuple(norm.shape[0] for norm in norms if norm is not None)
     method = Pin(config, learned=learned, hidden=hidden)
     skeleton = jax.eval_shape(method.init, jax.random.key(0))
     return method, jax.device_put(convert(tensors, _TABLE, skeleton, f"insert {path}"))

@@ -22,6 +22,7 @@ from pin_jax.runtime import entries, files, optimiser, reporting, sharding
 from pin_jax.runtime.checkpoints import bound_to
 from pin_jax.scoring import coco_files, figures, photographs
 from pin_jax.vlm import VLM, load_vlm, on_grid
+from pin_jax.weights.files import of_project
 
 RUNS = ("train", "evaluate", "predict", "inspect", "export", "compile")
 INSERT, EXPORTED, RESULTS = "insert.safetensors", "insert.pt", "results.json"
@@ -121,7 +122,7 @@ def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | Non
     Raises:
       UserError: there is none; what may be given instead.
     """
-    own, shipped = workdir / INSERT, pathlib.Path(config.vlm) / INSERT
+    own, shipped = workdir / INSERT, of_project(config.vlm) / INSERT
     if config.insert == NO_INSERT:
         reporting.say("insert: none, the frozen VLM as it is")
         return None
@@ -131,11 +132,11 @@ def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | Non
     if config.insert == SHIPPED:
         path, missing = shipped, f"config.insert={SHIPPED}: none ships with {config.vlm}"
     elif config.insert:
-        path, missing = pathlib.Path(config.insert), f"config.insert={config.insert}: no such file"
+        path, missing = of_project(config.insert), f"config.insert={config.insert}: no such file"
     elif own.exists():
         path, missing, why = own, "", ", of this workdir"
     elif (workdir / "config.json").exists():
-        path, missing = own, f"workdir {workdir}: its training has not ended (checkpoints have theirs in inserts/)"
+        path, missing = own, f"workdir {workdir}: its training has not ended, so that it has no {INSERT}"
     elif config.run == "predict":
         path, missing = shipped, f"nothing was trained in {workdir}, and no insert ships with {config.vlm}"
         why = f", which ships with the VLM: nothing was trained in {workdir}"
@@ -147,11 +148,15 @@ def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | Non
     return path
 
 
-def inserts_of(path: pathlib.Path | None, vlm: VLM) -> tuple[str, Inserts | None]:
-    """Name of the method in a file and what it puts into the VLM; `raw` and None without a file."""
+def inserts_of(path: pathlib.Path | None, vlm: VLM, own: str = "") -> tuple[str, Inserts | None]:
+    """Name of the method in a file and what it puts into the VLM; `raw` and None without a file.
+
+    Args:
+      own: config.method, which alone may name a method that is not built in.
+    """
     if path is None:
         return "raw", None
-    method, params = adapters.load(path, vlm)
+    method, params = adapters.load(path, vlm, own)
     return methods.describe(method)[0], method.inserts(params)
 
 
@@ -161,26 +166,27 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Pat
     Args:
       path: of the insert; None evaluates the frozen VLM alone. seconds: that went before, for results.json.
     """
-    begin, (name, inserts) = time.monotonic(), inserts_of(path, vlm)
-    rows, test, answers = evaluate.evaluate(config, vlm, inserts, name)
+    begin, (name, inserts) = time.monotonic(), inserts_of(path, vlm, config.method)
+    rows, records, asked, answers = evaluate.evaluate(config, vlm, inserts, name)
     if jax.process_index() > 0:
         return
-    records, real = test.records, test.photographs
-    if real is not None:
-        photographs.table(f"{real.name}: {len(records)} images, {config.eval.decoder} decoding", rows)
+    title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
+    real = isinstance(records, photographs.Photographs)
+    if real:
+        title = f"{records.name}: {len(records)} images, {config.eval.decoder} decoding"
+        photographs.table(title, rows)
     else:
-        title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
         reporting.results_table(title, rows, evaluate.COLUMNS)
     coco_files.write(workdir, records, answers, vlm.codec.image_size)
-    shown = range(min(evaluate.SHOWN, len(records)))
-    of = [[k for k, query in enumerate(test.queries) if query.image == i] for i in shown]
+    shown = range(min(24, len(records)))
+    of = [[k for k, q in enumerate(asked) if q.image == i] for i in shown]
     figures.predictions(
         workdir / "predictions.png",
         [records[i]["image"] for i in shown],
         [", ".join(records[i]["query_text"]) for i in shown],
-        [[test.queries[k].name for k in ks] for ks in of],
+        [[asked[k].name for k in ks] for ks in of],
         [[answers[k].box for k in ks] for ks in of],
-        [[test.queries[k].box for k in ks] for ks in of],
+        [[asked[k].box for k in ks] for ks in of],
     )
     extra = {
         "config": json.loads(config.to_json_best_effort()),
@@ -189,7 +195,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Pat
         "frozen": vlm.identity,
         "seconds": {"training": seconds, "evaluation": time.monotonic() - begin},
     }
-    files.write_json(workdir / RESULTS, rows | extra | ({} if real is None else real.about(len(records))))
+    files.write_json(workdir / RESULTS, rows | extra | (records.about() if real else {}))
     if path is not None and path == workdir / INSERT:
         adapters.note(path, rows[name])
     reporting.say(f"wrote {workdir / RESULTS}, {workdir / 'predictions.png'}")
@@ -224,8 +230,9 @@ def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.P
     """
     wanted = entries.listed(config.prompts)
     localisation.check_names(vlm, wanted)  # before an insert is read
+    inserts = inserts_of(path, vlm, config.method)[1] or Inserts()
     photo = open_image(config.image)
-    locations = localisation.locate(vlm, inserts_of(path, vlm)[1] or Inserts(), photo, wanted, config.eval)
+    locations = localisation.locate(vlm, inserts, photo, wanted, config.eval)
     found = [
         {"name": at.name, "box": [round(v, 1) for v in at.box], "text": at.text, "parsed": at.parsed}
         for at in locations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ class Answer:
     score: float = 1.0
 
 
-def of_records(records: Sequence[dict[str, Any]]) -> list[Query]:
+def queries(records: list[dict[str, Any]]) -> list[Query]:
     """Every object of every record is one query; several phrases may be about the same object, by its `ids`."""
     return [
         Query(i, name, box, record["boxes"][[other != own for other in ids]])

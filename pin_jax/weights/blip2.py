@@ -13,85 +13,165 @@ from pin_jax.models.blip2 import PRESETS, Blip2, Blip2Config
 from pin_jax.models.opt import OPTConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.t5 import T5Config
-from pin_jax.models.vit import ViTConfig
-from pin_jax.weights import files
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
+from pin_jax.weights import config_sizes, files, tokenizers
 from pin_jax.weights.clip import eva_vision
+from pin_jax.weights.config_entries import (
+    ACTIVATION,
+    ACTIVATIONS,
+    EPS,
+    ID,
+    REQUIRED,
+    SIZE,
+    TRANSFORMERS,
+    Table,
+    one_of,
+    optional,
+    part,
+    pixel_statistics,
+)
 from pin_jax.weights.convert import Rule, flat, linear, module
+from pin_jax.weights.image_text_configs import preprocessor
 from pin_jax.weights.registry import Published
 
 PARTS = ("vision", "qformer", "lm")
 # dtype of each part's computation and weights, as it was published (LAVIS)
 PUBLISHED = {"vision": "float16", "qformer": "float32", "opt": "float16", "t5": "bfloat16"}
 
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_COMMON = (*TRANSFORMERS, "projection_dim", "num_channels")
+_FIXED = {"pruned_heads": ({},), "num_channels": (3,)}
 # Published configs name only what differs from the defaults of transformers' config classes, which are these.
-_VISION = {
-    "hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
-    "image_size": 224, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True,
-}  # fmt: skip
-_QFORMER = {
-    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-    "hidden_act": "gelu", "layer_norm_eps": 1e-12, "cross_attention_frequency": 2, "use_qformer_text_input": False,
-}  # fmt: skip
-_OPT = {
-    "vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "ffn_dim": 3072, "num_attention_heads": 12,
-    "max_position_embeddings": 2048, "activation_function": "relu", "do_layer_norm_before": True,
-    "word_embed_proj_dim": None, "enable_bias": True, "pad_token_id": 1,
-    "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True,
-}  # fmt: skip
-_T5 = {
-    "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_decoder_layers": None,
-    "num_heads": 8, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6, "feed_forward_proj": "relu", "dense_act_fn": None, "pad_token_id": 0,
-    "decoder_start_token_id": 0,
-}  # fmt: skip
+_WHOLE = Table(
+    {
+        "num_query_tokens": (SIZE, 32),
+        "image_token_index": (optional(ID), None),
+        "image_token_id": (optional(ID), None),
+    },
+    _FIXED | {"use_decoder_only_language_model": (True, False)},
+    (*_COMMON, "image_text_hidden_size", "tie_word_embeddings"),
+    ("vision_config", "qformer_config", "text_config"),
+)
+_VISION = Table(
+    {
+        "hidden_size": (SIZE, 1408),
+        "intermediate_size": (SIZE, 6144),
+        "num_hidden_layers": (SIZE, 39),
+        "num_attention_heads": (SIZE, 16),
+        "image_size": (SIZE, 224),
+        "patch_size": (SIZE, 14),
+        "hidden_act": (ACTIVATION, "gelu"),
+        "layer_norm_eps": (EPS, 1e-6),
+    },
+    _FIXED | {"qkv_bias": (True,)},
+    (*_COMMON, "tie_word_embeddings"),
+)
+_QFORMER = Table(
+    {
+        "hidden_size": (SIZE, 768),
+        "num_hidden_layers": (SIZE, 12),
+        "num_attention_heads": (SIZE, 12),
+        "intermediate_size": (SIZE, 3072),
+        "hidden_act": (ACTIVATION, "gelu"),
+        "layer_norm_eps": (EPS, 1e-12),
+        "cross_attention_frequency": (SIZE, 2),
+    },
+    _FIXED | {"use_qformer_text_input": (False,), "position_embedding_type": ("absolute",)},
+    (
+        *_COMMON,
+        "tie_word_embeddings",
+        "vocab_size",
+        "max_position_embeddings",
+        "encoder_hidden_size",
+        "type_vocab_size",
+    ),
+)
+_OPT = Table(
+    {
+        "vocab_size": (SIZE, 50272),
+        "hidden_size": (SIZE, 768),
+        "num_hidden_layers": (SIZE, 12),
+        "ffn_dim": (SIZE, 3072),
+        "num_attention_heads": (SIZE, 12),
+        "max_position_embeddings": (SIZE, 2048),
+        "activation_function": (ACTIVATION, "relu"),
+        "word_embed_proj_dim": (optional(SIZE), None),
+        "pad_token_id": (optional(ID), 1),
+    },
+    _FIXED
+    | {
+        "do_layer_norm_before": (True,),
+        "_remove_final_layer_norm": (False,),
+        "enable_bias": (True,),
+        "layer_norm_elementwise_affine": (True,),
+        "tie_word_embeddings": (True,),
+    },
+    _COMMON,
+)
+_T5_FORMS = ("gated-gelu", "gated-relu", "gated-gelu_new")
+_T5 = Table(
+    {
+        "vocab_size": (SIZE, 32128),
+        "d_model": (SIZE, 512),
+        "d_kv": (SIZE, 64),
+        "d_ff": (SIZE, 2048),
+        "num_layers": (SIZE, 6),
+        "num_decoder_layers": (optional(SIZE), None),
+        "num_heads": (SIZE, 8),
+        "relative_attention_num_buckets": (SIZE, 32),
+        "relative_attention_max_distance": (SIZE, 128),
+        "layer_norm_epsilon": (EPS, 1e-6),
+        "feed_forward_proj": (one_of(*_T5_FORMS), REQUIRED),
+        "dense_act_fn": (optional(ACTIVATION), None),
+        "pad_token_id": (optional(ID), 0),
+        "decoder_start_token_id": (optional(ID), 0),
+    },
+    _FIXED | {"is_gated_act": (True,), "tie_word_embeddings": (False,), "scale_decoder_outputs": (False,)},
+    (*_COMMON, "n_positions", "num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"),
+)
 
 
 def recognises(folder: pathlib.Path) -> bool:
     """Whether a folder holds a BLIP-2 of Hugging Face."""
     path = folder / "config.json"
-    return path.is_file() and files.read_json(path).get("model_type") == "blip-2"
+    return path.is_file() and files.read_object(path).get("model_type") == "blip-2"
 
 
 def config_of(
-    meta: Mapping[str, Any], dtypes: Mapping[str, Any] | None = None, attention: str = "xla", **fields: Any
+    meta: Mapping[str, Any],
+    dtypes: Mapping[str, Any] | None = None,
+    attention: str = "xla",
+    where: str = "config.json",
+    **fields: Any,
 ) -> Blip2Config:
     """A `config.json`, pruned or not -> our config.
 
     Args:
-      meta: the file. dtypes: of the computation, by part (`PARTS`).
+      meta: the file. where: what errors call it. dtypes: of the computation, by part (`PARTS`).
       attention: of the vision encoder, see `ViTConfig`.
       **fields: of every part: unroll, remat.
 
     Raises:
-      UserError: a form of the architecture that no published BLIP-2 has.
+      UserError: an entry that is not known, and forms of the architecture that no published BLIP-2 has.
     """
-    vision = _VISION | meta.get("vision_config", {})
-    qformer = _QFORMER | meta.get("qformer_config", {})
-    text = meta.get("text_config", {})
+    whole = _WHOLE.read(meta, where)
+    vision = _VISION.read(part(meta, "vision_config", where), f"{where}, vision_config")
+    qformer = _QFORMER.read(part(meta, "qformer_config", where), f"{where}, qformer_config")
+    text = part(meta, "text_config", where)
     kind = text.get("model_type", "opt")
     dtypes = dtypes or {}
     if kind not in ("opt", "t5"):
         raise UserError(f"BLIP-2 on language model {kind!r}: expected opt or t5; take a BLIP-2 of OPT or Flan-T5")
-    text = (_OPT if kind == "opt" else _T5) | text
-    gated = kind == "opt" or text["feed_forward_proj"].startswith("gated-")
-    refused = {
-        "qkv_bias false": not vision["qkv_bias"],
-        "use_qformer_text_input true": qformer["use_qformer_text_input"],
-        "an image that is no square": not isinstance(vision["image_size"], int),
-        "a post-norm OPT": kind == "opt" and not text["do_layer_norm_before"],
-        "an OPT without final norm": kind == "opt" and text["_remove_final_layer_norm"],
-        "an OPT with projected embeddings": kind == "opt"
-        and text["word_embed_proj_dim"] not in (None, text["hidden_size"]),
-        "a T5 without gated feed-forward": not gated,
-    }
-    if any(refused.values()):
-        raise UserError(f"BLIP-2 config with {', '.join(k for k, v in refused.items() if v)}: not supported")
+    text = (_OPT if kind == "opt" else _T5).read(text, f"{where}, text_config")
+    if kind == "opt" and text["word_embed_proj_dim"] not in (None, text["hidden_size"]):
+        raise UserError(
+            f"{where}, text_config: word_embed_proj_dim is {text['word_embed_proj_dim']}, but hidden_size is"
+            f" {text['hidden_size']}; an OPT with projected embeddings is not computed here"
+        )
     if kind == "opt":
         lm = OPTConfig(
             vocab=text["vocab_size"], width=text["hidden_size"], depth=text["num_hidden_layers"],
             heads=text["num_attention_heads"], mlp=text["ffn_dim"], positions=text["max_position_embeddings"],
-            act=_ACTIVATIONS[text["activation_function"]], dtype=dtypes.get("lm"), **fields,
+            act=ACTIVATIONS[text["activation_function"]], dtype=dtypes.get("lm"), **fields,
         )  # fmt: skip
         end, image = 2, 50265
     else:
@@ -101,24 +181,31 @@ def config_of(
             vocab=text["vocab_size"], width=text["d_model"], depth=text["num_layers"],
             decoder_depth=text["num_decoder_layers"] or text["num_layers"], heads=text["num_heads"],
             head_dim=text["d_kv"], mlp=text["d_ff"], buckets=text["relative_attention_num_buckets"],
-            max_distance=text["relative_attention_max_distance"], act=_ACTIVATIONS[act],
-            eps=text["layer_norm_epsilon"], start=text["decoder_start_token_id"], dtype=dtypes.get("lm"), **fields,
+            max_distance=text["relative_attention_max_distance"], act=ACTIVATIONS[act],
+            eps=text["layer_norm_epsilon"], start=text["decoder_start_token_id"] or 0, dtype=dtypes.get("lm"), **fields,
         )  # fmt: skip
         end, image = 1, 32100
     vit = ViTConfig(
         image_size=vision["image_size"], patch=vision["patch_size"], width=vision["hidden_size"],
         depth=vision["num_hidden_layers"], heads=vision["num_attention_heads"], mlp=vision["intermediate_size"],
-        act=_ACTIVATIONS[vision["hidden_act"]], eps=vision["layer_norm_eps"], patch_bias=True, pre_norm=False,
+        act=ACTIVATIONS[vision["hidden_act"]], eps=vision["layer_norm_eps"], patch_bias=True, pre_norm=False,
         antialias=False, dtype=dtypes.get("vision"), attention=attention, **fields,
     )  # fmt: skip
     queries = QFormerConfig(
-        queries=meta.get("num_query_tokens", 32), width=qformer["hidden_size"], depth=qformer["num_hidden_layers"],
+        queries=whole["num_query_tokens"], width=qformer["hidden_size"], depth=qformer["num_hidden_layers"],
         heads=qformer["num_attention_heads"], mlp=qformer["intermediate_size"],
-        cross_every=qformer["cross_attention_frequency"], act=_ACTIVATIONS[qformer["hidden_act"]],
+        cross_every=qformer["cross_attention_frequency"], act=ACTIVATIONS[qformer["hidden_act"]],
         eps=qformer["layer_norm_eps"], dtype=dtypes.get("qformer"), **fields,
     )  # fmt: skip
-    image = meta.get("image_token_index", meta.get("image_token_id")) or image
-    return Blip2Config(vit, queries, lm, image_token=image, end_token=end, pad_token=text["pad_token_id"])
+    named = {whole["image_token_index"], whole["image_token_id"]} - {None}
+    if len(named) > 1:
+        raise UserError(f"{where}: image_token_index and image_token_id are {sorted(named)}; give one of them")
+    pad = text["pad_token_id"] if text["pad_token_id"] is not None else int(kind == "opt")
+    image = named.pop() if named else image
+    config = Blip2Config(vit, queries, lm, image_token=image, end_token=end, pad_token=pad)
+    if vit.image_size % vit.patch:
+        raise UserError(f"{where}, vision_config: patch_size {vit.patch} does not divide image_size {vit.image_size}")
+    return config_sizes.check(config, where)
 
 
 def qformer(prefix: str = r"qformer\.", to: str = "qformer/", cross_every: int = 2) -> list[Rule]:
@@ -234,9 +321,11 @@ def architecture(
         parts["vision"] = dataclasses.replace(parts["vision"], attention=attention)
         config = dataclasses.replace(config, **parts)
     elif recognises(pathlib.Path(source)):
-        meta = files.read_json(pathlib.Path(source) / "config.json")
-        dtypes = _dtypes(dtype, meta.get("text_config", {}).get("model_type", "opt"))
-        config = config_of(meta, dtypes, attention, **fields)
+        path = pathlib.Path(source) / "config.json"
+        meta = files.read_object(path)
+        kind = part(meta, "text_config", str(path)).get("model_type", "opt")
+        dtypes = _dtypes(dtype, kind if kind in ("opt", "t5") else "opt")
+        config = config_of(meta, dtypes, attention, str(path), **fields)
     else:
         return None
     return Blip2(config), dtypes | {"projection": dtypes["lm"]}, frame(config)
@@ -249,17 +338,54 @@ def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
       dtype: of weights and computation: a name, `published`, or a name for each of `PARTS`.
       **fields: see `config_of`.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer
-
     model, dtypes, around = architecture(str(folder), dtype, **fields)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        processor = AutoImageProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: tokenizer or image processor cannot be read ({error})") from error
-    if tokenizer.convert_tokens_to_ids("<image>") != model.config.image_token:  # files from before it was a token
-        tokenizer.add_tokens("<image>", special_tokens=True)
+    config = model.config
+    where, found = preprocessor(folder)
+    mean, std = pixel_statistics(found["image_mean"], found["image_std"], (CLIP_MEAN, CLIP_STD), str(where))
+    tokenizer = _tokenizer(folder, config, around)
     # Box texts end with `</s>`; for captions the published generation configs stop OPT at a newline.
     end = tokenizer.convert_tokens_to_ids(around.suffix)
-    model = Blip2(dataclasses.replace(model.config, end_token=end))
-    return Published(model, files.Tensors(folder), table(model.config), dtypes, tokenizer, processor, around)
+    image = tokenizers.token_id(tokenizer, "<image>")
+    model = Blip2(dataclasses.replace(config, image_token=image, end_token=end))
+    return Published(
+        model, files.Tensors(folder), table(model.config), dtypes, tokenizer, around, mean, std, _processor(folder)
+    )
+
+
+def _processor(folder: pathlib.Path) -> Any:
+    """transformers' image processor, for those who want its pixels; None where the folder has none."""
+    from transformers import AutoImageProcessor
+
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(folder)
+    except Exception as error:  # transformers raises many kinds for a file that is missing or broken
+        raise UserError(f"image processor of {folder}: cannot be read ({error}); fetch it again") from error
+
+
+def _tokenizer(folder: pathlib.Path, config: Blip2Config, around: Frame) -> Any:
+    """OPT's or T5's tokenizer, padding on the left, with `<image>` where config.json has it.
+
+    Raises:
+      UserError: missing, broken, or not that of the model.
+    """
+    encoder_decoder = isinstance(config.lm, T5Config)
+    vocabulary = tokenizers.SENTENCEPIECE if encoder_decoder else tokenizers.BYTE_LEVEL
+    # transformers would take a space away from before a comma, which a box text never has.
+    options = {"padding_side": "left", "clean_up_tokenization_spaces": False}
+    tokenizer = tokenizers.read(folder, config.lm.vocab, vocabulary, special=(around.suffix,), **options)
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"tokenizer {folder}: it names no pad_token; give the tokenizer that its model was trained with"
+        )
+    if tokenizers.token_id(tokenizer, "<image>") is None:  # files from before it was a token
+        tokenizer.add_tokens("<image>", special_tokens=True)
+        tokenizers.belongs(tokenizer, folder, config.lm.vocab)
+    expected = {"pad_token_id": (tokenizer.pad_token, config.pad_token)}
+    meta = files.read_object(folder / "config.json")
+    for name in ("image_token_index", "image_token_id"):  # null, or left out: the tokenizer's own
+        if meta.get(name) is not None:
+            expected[name] = ("<image>", meta[name])
+    tokenizers.check_ids(tokenizer, folder, expected)
+    return tokenizer

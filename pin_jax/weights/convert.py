@@ -15,6 +15,7 @@ from einops import rearrange
 from jax.sharding import NamedSharding, PartitionSpec
 
 from input_pipeline.errors import UserError
+from pin_jax.weights.parameters import unusable
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -181,7 +182,7 @@ def convert(
 
     Raises:
       UserError: lists every key that no rule maps, every parameter left unfilled (whole or in part), every tensor of
-        a wrong shape, and tensors that claim one place with different values.
+        a wrong shape or without numbers in it (`unusable`), and tensors that claim one place with different values.
     """
     rules = [(re.compile(rule.pattern), rule) for rule in table]
     leaves, treedef = jax.tree_util.tree_flatten_with_path(skeleton)
@@ -203,15 +204,21 @@ def convert(
         if rule.target is None:
             continue
         target, groups = match.expand(rule.target), match.groupdict()
-        layer = None if groups.get("layer") is None else rule.layer(int(groups["layer"]))
-        if target not in slots or (groups.get("layer") is not None and layer is None):
+        number = groups.get("layer")
+        layer = rule.layer(int(number)) if number is not None and len(number) < 10 else None
+        if target not in slots or (number is not None and layer is None):
             unmapped.append(key)
             continue
         part = rule.parts.index(groups["part"]) if rule.parts else None
         slot, place = slots[target], (layer or 0, part or 0)
         stored = np.asarray(tensors[key])
-        array = rule.transform(stored)
-        problem = slot.problem(array, layer, part, rule.parts)
+        array, problem = stored, unusable(stored) or None
+        if problem is None:
+            try:
+                array = rule.transform(stored)
+            except (ValueError, RuntimeError):  # einops has its own kind of it
+                problem = f"shape {stored.shape}, which has another number of axes than expected"
+        problem = problem or slot.problem(array, layer, part, rule.parts)
         if problem is None and place in slot.filled:
             first = slot.filled[place]
             dtype = slot.spec.dtype

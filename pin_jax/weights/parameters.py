@@ -35,6 +35,28 @@ def identity(params: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+# by the bytes of a number: how it is seen as an integer, and the bits of its exponent
+_EXPONENT = {
+    "float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80), "float32": (np.uint32, 0x7F800000),
+    "float64": (np.uint64, 0x7FF0000000000000),
+}  # fmt: skip
+
+
+def unusable(array: np.ndarray) -> str:
+    """What keeps an array from being a weight: another type than floating point, NaN, infinity; "" if nothing does."""
+    array = np.asarray(array)
+    if array.dtype.name not in _FLOATS:
+        return f"is {array.dtype.name}, expected a floating-point tensor"
+    bits, mask = _EXPONENT[array.dtype.name]
+    # An exponent of ones alone is NaN or infinity; on integers this runs at the speed of memory, bfloat16 too.
+    flat = np.ascontiguousarray(array).reshape(-1).view(bits)
+    step = 1 << 22  # a few megabytes at a time
+    if any(((flat[i : i + step] & bits(mask)) == bits(mask)).any() for i in range(0, flat.size, step)):
+        return "holds NaN or infinity"
+    return ""
+
+
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Tensors of a file.
 
@@ -53,11 +75,12 @@ def fill(skeleton: Any, tensors: dict[str, np.ndarray], source: str) -> Any:
     """Puts tensors into the tree that `jax.eval_shape` describes.
 
     Raises:
-      UserError: lists every missing, unknown and misshapen tensor at once.
+      UserError: lists every missing, unknown and misshapen tensor at once, and those that are no weights (`unusable`).
     """
     wanted = traverse_util.flatten_dict(skeleton, sep="/")
     problems = [f"missing {k}" for k in sorted(wanted.keys() - tensors.keys())]
     problems += [f"unknown {k}" for k in sorted(tensors.keys() - wanted.keys())]
+    problems += [f"{k} {fault}" for k in sorted(wanted.keys() & tensors.keys()) if (fault := unusable(tensors[k]))]
     problems += [
         f"{k} has shape {tensors[k].shape}, expected {wanted[k].shape}"
         for k in sorted(wanted.keys() & tensors.keys())

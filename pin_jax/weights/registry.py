@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -31,8 +31,9 @@ class Published:
       model: the module, with the interface of `pin_jax.models.interface`.
       tensors: the weights by key, lazy. table: where they go.
       dtypes: of the weights, by top-level part of the parameters.
-      tokenizer: of transformers, padding on the left. processor: with image_mean and image_std.
+      tokenizer: of transformers, padding on the left.
       frame: what stands around prompt and answer.
+      mean, std: of the pixels in [0, 1], float[3]. processor: transformers' own, where the weights came with one.
       source: what errors call it, where its folder is not enough.
     """
 
@@ -41,8 +42,10 @@ class Published:
     table: list[Rule]
     dtypes: Mapping[str, Any]
     tokenizer: Any
-    processor: Any
     frame: Frame
+    mean: Sequence[float]
+    std: Sequence[float]
+    processor: Any = None
     source: str = ""
 
 
@@ -53,13 +56,16 @@ def reader(folder: pathlib.Path) -> Any | None:
       UserError: nobody reads it.
     """
     config = folder / "config.json"
-    if not config.is_file() or "model" in files.read_json(config):
+    if not config.is_file():
+        return None
+    meta = files.read_object(config)
+    if "model" in meta:
         return None
     for name in READERS:
         module = importlib.import_module(name)
         if module.recognises(folder):
             return module
-    kind = files.read_json(config).get("model_type")
+    kind = meta.get("model_type")
     raise UserError(f"VLM {folder}: no reader for model_type {kind!r}; give a BLIP-2 or a small VLM of this project")
 
 

@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from input_pipeline.errors import UserError
+from pin_jax.weights.files import short
 
 _DTYPES = {
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
@@ -34,6 +35,9 @@ _DTYPES = {
     "LongStorage": np.dtype(np.int64),
     "BoolStorage": np.dtype(np.bool_),
 }
+
+# bytes of the members that are read whole; OpenFlamingo-9B's pickle has a third of a megabyte
+_MOST = {"data.pkl": 64 << 20, "byteorder": 64}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -145,6 +149,7 @@ def load(path: str | pathlib.Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
             names = archive.namelist()
+            _check_sizes(archive, path)
             main = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
             if len(main) != 1:
                 raise UserError(f"{path}: a zip, but not one that torch.save wrote (no data.pkl in it)")
@@ -166,10 +171,31 @@ def load(path: str | pathlib.Path) -> Any:
     return held
 
 
+def _check_sizes(archive: zipfile.ZipFile, path: pathlib.Path) -> None:
+    """Refuses what would unpack to more than the file holds, before anything of it is unpacked.
+
+    torch.save compresses nothing, so that no member is larger than the file, and none overlaps another.
+    """
+    whole = path.stat().st_size
+    packed = next((info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise UserError(
+            f"{path}: {short(packed.filename)} in it is compressed ({packed.compress_size} bytes for"
+            f" {packed.file_size}), which torch.save never does: refused, and nothing of it was unpacked"
+        )
+    if sum(info.file_size for info in archive.infolist()) > whole:
+        raise UserError(f"{path}: its members are larger than the file: refused; fetch it again")
+    for info in archive.infolist():
+        name = info.filename.rpartition("/")[2]
+        if name in _MOST and info.file_size > _MOST[name]:
+            raise UserError(
+                f"{path}: {name} in it has {info.file_size} bytes, over the {_MOST[name]} that a file of weights has:"
+                " refused, and nothing of it was read"
+            )
+
+
 def _place(info: zipfile.ZipInfo, file: Any) -> tuple[int, int]:
     """Start and size of a stored member's bytes in the file."""
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{info.filename} is compressed")
     file.seek(info.header_offset)
     signature, name, extra = struct.unpack("<4s22xHH", file.read(30))
     if signature != b"PK\3\4":

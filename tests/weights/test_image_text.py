@@ -5,40 +5,42 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPTokenizerFast
 
 from gem_jax import GEM, pretrained
 from gem_jax.attention import ATTENTION_METHODS, method
 from input_pipeline.errors import UserError
+from pin_jax.models.blip import BLIP
 from pin_jax.models.clip import BACKBONES, CLIP, CLIPConfig, TextConfig
 from pin_jax.models.vit import ViTConfig
-from tests.fixtures import gem_models
+from pin_jax.weights.image_text_configs import hugging_face
+from tests.fixtures import gem_models, published
 from tests.fixtures.golden_files import GOLDEN, split_weights
 
 NAMES = ("model_clip_quick_gelu", "model_clip_gelu", "model_siglip", "model_blip")
 
 
 def write(folder: pathlib.Path, weights: dict[str, np.ndarray], config: str) -> pathlib.Path:
-    """A folder in Hugging Face's layout, with a tokenizer of its kind."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(str(config))
-    safetensors.save_file({k: np.array(v, order="C") for k, v in weights.items()}, folder / "model.safetensors")
-    if json.loads(str(config))["model_type"] == "clip":
-        for name in ("vocab.json", "merges.txt"):
-            shutil.copy(GOLDEN / "clip_bpe" / name, folder)
-    else:
-        words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1, "</s>": 2, "cat": 3, "photo": 4}, "<unk>"))
-        words.pre_tokenizer = pre_tokenizers.Whitespace()
-        fast = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
-        fast.save_pretrained(folder)
+    """A folder in Hugging Face's layout, with a tokenizer of its kind; the word embedding gets a row for each token."""
+    meta, tensors = json.loads(str(config)), {k: np.array(v, order="C") for k, v in weights.items()}
+    kind, text = meta["model_type"], meta["text_config"]
+    tokens = {"clip": published.clip, "siglip": published.siglip, "blip": published.blip}[kind](folder)
+    published.image_processor(folder, kind, meta["vision_config"]["image_size"])
+    for key, value in tensors.items():
+        if key.endswith(("token_embedding.weight", "word_embeddings.weight")):
+            tensors[key] = np.pad(value, [(0, max(0, tokens - len(value))), (0, 0)])
+            text["vocab_size"] = len(tensors[key])
+            if kind == "clip":  # the end token, at which the text is pooled, is the last one
+                tensors[key][tokens - 1] = value[text["eos_token_id"]]
+                text["eos_token_id"] = tokens - 1
+    (folder / "config.json").write_text(json.dumps(meta))
+    safetensors.save_file(tensors, folder / "model.safetensors")
     return folder
 
 
@@ -53,7 +55,12 @@ def compare(folder: pathlib.Path, weights: dict[str, np.ndarray], arrays: dict[s
     tokens = run(lambda m, x: m.vision(x), pixels)
     np.testing.assert_allclose(tokens, arrays["out/tokens"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(run("image", pixels), arrays["out/image"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(run("text", arrays["in/ids"]), arrays["out/text"], rtol=1e-5, atol=1e-5)
+    ids = arrays["in/ids"]
+    if isinstance(model.module, CLIP) and model.config.text.pool == "eos":
+        ids = np.where(
+            ids == json.loads(str(arrays["config"]))["text_config"]["eos_token_id"], model.config.text.eos, ids
+        )
+    np.testing.assert_allclose(run("text", ids), arrays["out/text"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,7 +115,7 @@ def test_every_weight_that_is_wrong_is_listed(golden, tmp_path):
 def test_real_clip_token_ids():
     data = gem_models.arrays()
     texts = json.loads(str(data["tok/texts"]))
-    tokenizer = pretrained._tokenizer(GOLDEN / "clip_bpe", "clip")
+    tokenizer = CLIPTokenizerFast.from_pretrained(GOLDEN / "clip_bpe")
     clip = CLIP(CLIPConfig(ViTConfig(), TextConfig()))
     ids = pretrained.ImageText(clip, None, tokenizer).tokenize(texts)
     assert ids.shape == (5, 16)
@@ -117,7 +124,7 @@ def test_real_clip_token_ids():
 
 def test_long_texts_keep_the_whole_context_and_the_end():
     clip = CLIP(CLIPConfig(ViTConfig(), TextConfig()))
-    model = pretrained.ImageText(clip, None, pretrained._tokenizer(GOLDEN / "clip_bpe", "clip"))
+    model = pretrained.ImageText(clip, None, CLIPTokenizerFast.from_pretrained(GOLDEN / "clip_bpe"))
     ids = model.tokenize(["a photo of " * 40, "a"])
     assert ids.shape == (2, 77) and ids[0, -1] == 49407 and (ids[1, 3:] == 0).all()
 
@@ -131,10 +138,7 @@ def data():
 
 
 def _open_clip(folder: pathlib.Path, data, quick_gelu: bool) -> pathlib.Path:
-    gem_models.write_open_clip(folder, data, quick_gelu)
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(GOLDEN / "clip_bpe" / name, folder)
-    return folder
+    return gem_models.write_open_clip(folder, data, quick_gelu)
 
 
 @pytest.mark.parametrize(
@@ -178,9 +182,15 @@ def test_bfloat16(data, tmp_path):
     ("change", "message"),
     [
         (lambda f: (f / "open_clip_model.safetensors").unlink(), "neither open_clip_model.safetensors nor"),
-        (lambda f: (f / "vocab.json").unlink(), "no tokenizer can be read there"),
+        (
+            lambda f: (f / "vocab.json").unlink(),
+            "no vocabulary in it; it must hold tokenizer.json, or vocab.json with merges.txt",
+        ),
         (lambda f: (f / "open_clip_config.json").write_text("{"), "not readable as JSON"),
-        (lambda f: (f / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}}}'), "is not a CLIP's"),
+        (
+            lambda f: (f / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}}}'),
+            "vision_cfg: lacks 'image_size'",
+        ),
         (lambda f: (f / "open_clip_config.json").unlink(), r"config\.json: no such file"),
         (lambda f: (f / "open_clip_model.safetensors").write_bytes(b"no"), "not an intact safetensors file"),
     ],
@@ -239,8 +249,8 @@ def test_published_size(name):
 
 
 def test_published_size_of_siglip_and_blip():
-    siglip = pretrained._hf_siglip({"text_config": {}, "vision_config": {}}, None)
-    assert count(siglip) == 203_155_970  # google/siglip-base-patch16-224
-    blip = pretrained._hf_blip({"text_config": {"num_attention_heads": 12}, "vision_config": {}}, None)
+    siglip = hugging_face({"text_config": {}, "vision_config": {}}, "siglip")
+    assert count(CLIP(siglip)) == 203_155_970  # google/siglip-base-patch16-224
+    blip = hugging_face({"text_config": {"num_attention_heads": 12}, "vision_config": {}}, "blip")
     # Salesforce/blip-itm-base as transformers counts it, less the matching head and its cross-attention.
-    assert count(blip) == 195_375_872
+    assert count(BLIP(blip)) == 195_375_872

@@ -74,7 +74,7 @@ def test_training_texts(folder):
     texts = vlm.detokenize(np.stack([counted, counted]))
     box, parsed = vlm.codec.decode(texts[0])
     assert parsed and box.tolist() == [2, 4, 8, 10]
-    with pytest.raises(UserError, match="'cat' has over 8 tokens; raise config.text_length"):
+    with pytest.raises(ValueError, match="'cat' has over 8 tokens; raise config.text_length"):
         BoxQuestions(vlm.tokenizer, vlm.codec, 2, 8, vlm.frame).random_map(record, np.random.default_rng(0))
     shapes = train.batch_shapes(tiny_blip2.config_for(folder), vlm, len(questions._encode(vlm.frame.prefix)))
     for key, value in out.items():
@@ -183,7 +183,10 @@ def test_pruned_configs(text, expected):
 
 def test_forms_that_no_published_model_has():
     odd = {"text_config": {"model_type": "opt", "do_layer_norm_before": False}, "vision_config": {"qkv_bias": False}}
-    with pytest.raises(UserError, match="qkv_bias false, a post-norm OPT"):
+    with pytest.raises(UserError, match="vision_config: qkv_bias is False, but only True is computed here"):
+        blip2.config_of(odd)
+    del odd["vision_config"]
+    with pytest.raises(UserError, match="text_config: do_layer_norm_before is False, but only True is computed here"):
         blip2.config_of(odd)
     with pytest.raises(UserError, match="language model 'llama'"):
         blip2.config_of({"text_config": {"model_type": "llama"}})

@@ -280,11 +280,11 @@ def test_pieces_that_do_not_belong_are_one_line(mpt, tmp_path, monkeypatch):
     refused("width 64, but .*x.pt was trained with one of width 32", d_model=64)
     refused("a vocabulary of 40, but the word embedding of .*x.pt has 60 rows", vocab_size=40)
     refused("12 layers, but .*x.pt has cross-attention before layers 1, 3;", n_layers=12)
-    refused("model_type is 'llama'; expected mpt, mosaic_gpt or gpt_neox", model_type="llama")
-    refused("no_bias is False in its config.json; expected True", no_bias=False)
-    refused("clip_qkv is 6 in its config.json; expected None", attn_config={"clip_qkv": 6})
+    refused("model_type is 'llama'; expected mpt, mosaic_gpt, gpt_neox", model_type="llama")
+    refused("no_bias is False, but only True is computed here", no_bias=False)
+    refused("attn_config: clip_qkv is 6, but only None is computed here", attn_config={"clip_qkv": 6})
     del meta["d_model"]
-    refused("config.json lacks 'd_model'")
+    refused("config.json: lacks 'd_model'")
     meta["d_model"] = 32
     refused("no such folder", path, tmp_path / "nowhere", clip)
     refused("no such file", tmp_path / "none.pt", lm, clip)

@@ -9,16 +9,106 @@ from typing import Any
 from input_pipeline.errors import UserError
 from pin_jax.models.gpt_neox import GPTNeoXConfig
 from pin_jax.models.mpt import MPTConfig
-from pin_jax.weights import files
+from pin_jax.weights import config_sizes, files
+from pin_jax.weights.config_entries import (
+    ACTIVATION,
+    ACTIVATIONS,
+    EPS,
+    FLAG,
+    POSITIVE,
+    REQUIRED,
+    SHARE,
+    SIZE,
+    TRANSFORMERS,
+    Table,
+    optional,
+    part,
+    short,
+)
 
-ACTIVATIONS = {  # transformers' names -> ours
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "quick_gelu": "quick_gelu",
+_NULL = (None,)
+_NONE = (None, False, 0)
+# What MosaicML's own code writes of the run: where attention is computed, how, in which order, and how weights start.
+_MOSAIC = (
+    *TRANSFORMERS,
+    "max_seq_len",
+    "learned_pos_emb",
+    "low_precision_layernorm",
+    "emb_.*",
+    "fan_mode",
+    "param_init_fn",
+    "name",
+    "gradient_checkpointing.*",
+)
+_ATTENTION = {
+    "alibi": (True,),
+    "clip_qkv": _NULL,
+    "softmax_scale": _NULL,
+    "prefix_lm": _NONE,
+    "attn_type": ("multihead_attention",),
+    "rope": _NONE,
+    "sliding_window_size": (-1, None),
+    "qk_gn": _NONE,
 }
+_ATTENTION_HARMLESS = ("attn_impl", "attn_uses_sequence_id", "rope_.*", "model_type", "torch_dtype", "dtype")
+_MPT_ATTENTION = Table(
+    {"qk_ln": (FLAG, False), "alibi_bias_max": (SIZE, 8), "kv_n_heads": (optional(SIZE), None)},
+    _ATTENTION,
+    (*TRANSFORMERS, *_ATTENTION_HARMLESS),
+)
+_SHAPE = {
+    "vocab_size": (SIZE, REQUIRED),
+    "d_model": (SIZE, REQUIRED),
+    "n_layers": (SIZE, REQUIRED),
+    "n_heads": (SIZE, REQUIRED),
+    "layer_norm_epsilon": (EPS, 1e-5),
+}
+_FORM = {
+    "no_bias": (True,),
+    "logit_scale": _NULL,
+    "embedding_fraction": (1.0,),
+    "tie_word_embeddings": (True,),
+    "norm_type": ("low_precision_layernorm", "layernorm"),
+    "fc_type": (None, "torch"),
+    "pruned_heads": ({},),
+    "use_pad_tok_in_ffn": (True, None),
+}
+_MPT = Table({**_SHAPE, "expansion_ratio": (POSITIVE, 4)}, _FORM, _MOSAIC, ("attn_config", "ffn_config"))
+_MOSAIC_GPT = Table(
+    {**_SHAPE, "mlp_ratio": (POSITIVE, 4), "attn_qk_ln": (FLAG, False), "alibi_bias_max": (SIZE, 8)},
+    _FORM
+    | {
+        "alibi": (True,),
+        "attn_clip_qkv": _NULL,
+        "attn_softmax_scale": _NULL,
+        "softmax_scale": _NULL,
+        "prefix_lm": _NONE,
+    },
+    (*_MOSAIC, "attn_impl", "attn_uses_sequence_id", "hidden_size"),
+)
+_NEOX = Table(
+    {
+        "vocab_size": (SIZE, REQUIRED),
+        "hidden_size": (SIZE, REQUIRED),
+        "num_hidden_layers": (SIZE, REQUIRED),
+        "num_attention_heads": (SIZE, REQUIRED),
+        "intermediate_size": (SIZE, REQUIRED),
+        "hidden_act": (ACTIVATION, "gelu"),
+        "rotary_pct": (SHARE, 0.25),
+        "rotary_emb_base": (POSITIVE, 10000),
+        "partial_rotary_factor": (optional(SHARE), None),
+        "rope_theta": (optional(POSITIVE), None),
+        "use_parallel_residual": (FLAG, True),
+        "layer_norm_eps": (EPS, 1e-5),
+    },
+    {"tie_word_embeddings": (False,), "attention_bias": (True,), "rope_scaling": _NULL, "pruned_heads": ({},)},
+    (*TRANSFORMERS, "max_position_embeddings"),
+    ("rope_parameters",),
+)
+_ROPE = Table(
+    {"partial_rotary_factor": (optional(SHARE), None), "rope_theta": (optional(POSITIVE), None)},
+    {"rope_type": ("default",), "type": ("default",)},
+)
 
 
 def language_config(folder: pathlib.Path) -> MPTConfig | GPTNeoXConfig:
@@ -27,61 +117,61 @@ def language_config(folder: pathlib.Path) -> MPTConfig | GPTNeoXConfig:
     Raises:
       UserError: another architecture, or an option of these that no OpenFlamingo has.
     """
-    meta = files.read_json(folder / "config.json")
-    kind = meta.get("model_type")
-    try:
-        if kind == "mpt":
-            return _mpt(folder, meta, meta.get("attn_config") or {}, meta.get("expansion_ratio", 4))
-        if kind == "mosaic_gpt":
-            attention = {key.removeprefix("attn_"): value for key, value in meta.items()}
-            return _mpt(folder, meta, attention, meta.get("mlp_ratio", 4))
-        if kind == "gpt_neox":
-            return _gpt_neox(folder, meta)
-    except KeyError as error:
-        raise UserError(f"language model {folder}: its config.json lacks {error}; fetch it again") from error
-    raise UserError(f"language model {folder}: its model_type is {kind!r}; expected mpt, mosaic_gpt or gpt_neox")
+    path = folder / "config.json"
+    meta = files.read_object(path)
+    kind, where = meta.get("model_type"), f"language model {path}"
+    read = {"mpt": _mpt, "mosaic_gpt": _mosaic_gpt, "gpt_neox": _gpt_neox}
+    if not isinstance(kind, str) or kind not in read:
+        raise UserError(f"{where}: its model_type is {short(kind)}; expected {', '.join(read)}")
+    return config_sizes.check(read[kind](meta, where), where)
 
 
-def _refuse(folder: pathlib.Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuses options that our modules do not have; an absent one is as expected."""
-    for name, value in expected.items():
-        if found.get(name, value) != value:
-            raise UserError(
-                f"language model {folder}: {name} is {found[name]!r} in its config.json; expected {value!r}"
-            )
-
-
-def _mpt(folder: pathlib.Path, meta: Mapping[str, Any], attention: Mapping[str, Any], ratio: float) -> MPTConfig:
-    _refuse(folder, meta, {"no_bias": True, "logit_scale": None, "embedding_fraction": 1.0})
-    _refuse(folder, attention, {"alibi": True, "clip_qkv": None, "softmax_scale": None, "prefix_lm": False})
+def _shape(found: Mapping[str, Any], ratio: float, qk_norm: bool, where: str) -> MPTConfig:
+    if ratio != int(ratio):
+        raise UserError(f"{where}: its feed-forward network is {ratio} times as wide; expected a whole number")
     return MPTConfig(
-        vocab=meta["vocab_size"],
-        width=meta["d_model"],
-        depth=meta["n_layers"],
-        heads=meta["n_heads"],
+        vocab=found["vocab_size"],
+        width=found["d_model"],
+        depth=found["n_layers"],
+        heads=found["n_heads"],
         mlp_ratio=int(ratio),
-        qk_norm=attention.get("qk_ln", False),
-        alibi_max=attention.get("alibi_bias_max", 8),
-        eps=meta.get("layer_norm_epsilon", 1e-5),
+        qk_norm=qk_norm,
+        alibi_max=found["alibi_bias_max"],
+        eps=found["layer_norm_epsilon"],
     )
 
 
-def _gpt_neox(folder: pathlib.Path, meta: Mapping[str, Any]) -> GPTNeoXConfig:
-    rope = meta.get("rope_parameters") or {}
-    _refuse(folder, meta, {"tie_word_embeddings": False, "attention_bias": True, "rope_scaling": None})
-    _refuse(folder, rope, {"rope_type": "default"})
-    act = meta.get("hidden_act", "gelu")
-    if act not in ACTIVATIONS:
-        raise UserError(f"language model {folder}: hidden_act {act!r}; expected one of {', '.join(ACTIVATIONS)}")
+def _mpt(meta: Mapping[str, Any], where: str) -> MPTConfig:
+    found = _MPT.read(meta, where)
+    attention = _MPT_ATTENTION.read(part(meta, "attn_config", where), f"{where}, attn_config")
+    if part(meta, "ffn_config", where).get("ffn_type", "mptmlp") != "mptmlp":
+        raise UserError(f"{where}: ffn_config is {short(meta['ffn_config'])}; expected ffn_type 'mptmlp'")
+    if attention["kv_n_heads"] not in (None, found["n_heads"]):
+        raise UserError(f"{where}: kv_n_heads is {attention['kv_n_heads']}; expected one for each of n_heads")
+    return _shape({**found, **attention}, found["expansion_ratio"], attention["qk_ln"], where)
+
+
+def _mosaic_gpt(meta: Mapping[str, Any], where: str) -> MPTConfig:
+    found = _MOSAIC_GPT.read(meta, where)
+    return _shape(found, found["mlp_ratio"], found["attn_qk_ln"], where)
+
+
+def _gpt_neox(meta: Mapping[str, Any], where: str) -> GPTNeoXConfig:
+    found = _NEOX.read(meta, where)
+    rope = _ROPE.read(part(meta, "rope_parameters", where), f"{where}, rope_parameters")
+
+    def rotary(name: str, older: str) -> Any:
+        return next(x for x in (rope[name], found[name], found[older]) if x is not None)
+
     return GPTNeoXConfig(
-        vocab=meta["vocab_size"],
-        width=meta["hidden_size"],
-        depth=meta["num_hidden_layers"],
-        heads=meta["num_attention_heads"],
-        mlp=meta["intermediate_size"],
-        rotary_share=rope.get("partial_rotary_factor", meta.get("rotary_pct", 0.25)),
-        rotary_base=rope.get("rope_theta", meta.get("rotary_emb_base", 10000)),
-        parallel=meta.get("use_parallel_residual", True),
-        act=ACTIVATIONS[act],
-        eps=meta.get("layer_norm_eps", 1e-5),
+        vocab=found["vocab_size"],
+        width=found["hidden_size"],
+        depth=found["num_hidden_layers"],
+        heads=found["num_attention_heads"],
+        mlp=found["intermediate_size"],
+        rotary_share=rotary("partial_rotary_factor", "rotary_pct"),
+        rotary_base=rotary("rope_theta", "rotary_emb_base"),
+        parallel=found["use_parallel_residual"],
+        act=ACTIVATIONS[found["hidden_act"]],
+        eps=found["layer_norm_eps"],
     )

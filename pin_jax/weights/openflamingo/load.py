@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,8 +18,9 @@ from pin_jax.models.mpt import MPTConfig
 from pin_jax.models.openflamingo import PUBLISHED
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
-from pin_jax.weights import files
-from pin_jax.weights.openflamingo.language_models import ACTIVATIONS, language_config
+from pin_jax.weights import files, image_text_configs, tokenizers
+from pin_jax.weights.config_entries import pixel_statistics
+from pin_jax.weights.openflamingo.language_models import language_config
 from pin_jax.weights.openflamingo.rules import openflamingo
 from pin_jax.weights.registry import Published
 from pin_jax.weights.torch_file import TorchTensors
@@ -43,31 +43,27 @@ def vision_config(folder: pathlib.Path) -> tuple[ViTConfig, tuple[float, ...], t
     Reads Hugging Face's config.json or open_clip's open_clip_config.json. Where the latter says nothing of QuickGELU it
     is used all the same: every published OpenFlamingo stands on OpenAI's weights, which need it.
     """
-    if (folder / "open_clip_config.json").is_file():
-        meta = files.read_json(folder / "open_clip_config.json")
-        tower, pixels = meta.get("model_cfg", {}).get("vision_cfg", {}), meta.get("preprocess_cfg", {})
-        if not {"image_size", "patch_size", "width"} <= tower.keys() or not isinstance(tower.get("layers"), int):
-            raise UserError(f"vision model {folder}: not one of CLIP's own vision transformers; give CLIP ViT-L/14")
-        config = ViTConfig(
-            image_size=tower["image_size"], patch=tower["patch_size"], width=tower["width"], depth=tower["layers"],
-            heads=tower["width"] // tower.get("head_width", 64), mlp=int(tower["width"] * tower.get("mlp_ratio", 4)),
-            act="quick_gelu" if meta["model_cfg"].get("quick_gelu", True) else "gelu", post_norm=False,
-        )  # fmt: skip
-        return config, tuple(pixels.get("mean", CLIP_MEAN)), tuple(pixels.get("std", CLIP_STD))
-    from transformers import CLIPVisionConfig
+    if _is_open_clip(folder):
+        config, _, pixels = image_text_configs.open_clip_tower(folder, quick_by_default=True, post_norm=False)
+        where, names = folder / "open_clip_config.json", ("mean", "std")
+    else:
+        meta = files.read_object(folder / "config.json")
+        if meta.get("model_type") not in ("clip", "clip_vision_model"):
+            raise UserError(f"vision model {folder}: its model_type is {meta.get('model_type')!r}; expected clip")
+        config = image_text_configs.clip_tower(meta, str(folder / "config.json"), post_norm=False)
+        where, pixels = image_text_configs.preprocessor(folder)
+        names = ("image_mean", "image_std")
+    if config.image_size % config.patch:
+        raise UserError(f"vision model {folder}: patch {config.patch} does not divide its image of {config.image_size}")
+    return config, *pixel_statistics(*(pixels.get(name) for name in names), (CLIP_MEAN, CLIP_STD), str(where))
 
-    meta = files.read_json(folder / "config.json")
-    if meta.get("model_type") not in ("clip", "clip_vision_model"):
-        raise UserError(f"vision model {folder}: its model_type is {meta.get('model_type')!r}; expected clip")
-    tower = CLIPVisionConfig(**meta.get("vision_config", {} if meta["model_type"] == "clip" else meta))
-    config = ViTConfig(
-        image_size=tower.image_size, patch=tower.patch_size, width=tower.hidden_size, depth=tower.num_hidden_layers,
-        heads=tower.num_attention_heads, mlp=tower.intermediate_size, act=ACTIVATIONS[tower.hidden_act],
-        eps=tower.layer_norm_eps, post_norm=False,
-    )  # fmt: skip
-    path = folder / "preprocessor_config.json"
-    pixels = files.read_json(path) if path.is_file() else {}
-    return config, tuple(pixels.get("image_mean", CLIP_MEAN)), tuple(pixels.get("image_std", CLIP_STD))
+
+def _is_open_clip(folder: pathlib.Path) -> bool:
+    """Whether a folder's weights are in open_clip's layout; one that has both layouts is read in Hugging Face's."""
+    if not (folder / "open_clip_config.json").is_file():
+        return False
+    hugging_face = any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
+    return not (hugging_face and (folder / "config.json").is_file())
 
 
 def folder_of(source: str | pathlib.Path) -> pathlib.Path:
@@ -80,12 +76,12 @@ def folder_of(source: str | pathlib.Path) -> pathlib.Path:
 
 def tensors_of(folder: pathlib.Path) -> Mapping[str, np.ndarray]:
     """The tensors of a folder: safetensors, else torch's .bin files (read as pickles that hold only tensors)."""
-    prefix = "open_clip_" if (folder / "open_clip_config.json").is_file() else ""
+    prefix = "open_clip_" if _is_open_clip(folder) else ""
     name, pickled = f"{prefix}model.safetensors", folder / f"{prefix}pytorch_model.bin"
     index = folder / f"{pickled.name}.index.json"
     if not (folder / name).is_file() and not (folder / f"{name}.index.json").is_file():
         if index.is_file():
-            return TorchTensors(*(folder / part for part in sorted(set(files.read_json(index)["weight_map"].values()))))
+            return TorchTensors(*sorted(set(files.shards(index).values())))
         if pickled.is_file():
             return TorchTensors(pickled)
     return files.Tensors(folder, name)
@@ -224,9 +220,8 @@ def open_pieces(
     )
     source = f"OpenFlamingo of {path}, {language} and {tower}"
     dtypes = dict.fromkeys(PARTS, dtype or "float32")
-    pixels = types.SimpleNamespace(image_mean=mean, image_std=std)
     table = openflamingo(every, config.lm)
-    return Published(Flamingo(config), tensors, table, dtypes, words, pixels, Frame(), source)
+    return Published(Flamingo(config), tensors, table, dtypes, words, Frame(), mean, std, source=source)
 
 
 def _gated(
@@ -283,6 +278,7 @@ def _token_ids(
     ids = dict(given)
     if tokenizer is not None:
         found = dict(zip(("end", "image", "pad"), _add_tokens(tokenizer), strict=True))
+        tokenizers.belongs(tokenizer, source, rows)
         if asked and own and len(tokenizer) != rows:
             raise UserError(
                 f"tokenizer of {source}: {len(tokenizer)} tokens with OpenFlamingo's own, but the word embedding of"
@@ -311,10 +307,8 @@ def _tokenizer(source: str | pathlib.Path, needed: bool) -> Any:
             f"tokenizer {folder}: no tokenizer.json in it; give tokenizer=FOLDER, or image_token_id=, end_token_id= and"
             " pad_token_id="
         )
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:  # tokenizers raises bare exceptions
-        raise UserError(f"tokenizer {folder}: cannot be read ({error}); fetch it again") from error
+    options = {"clean_up_tokenization_spaces": False}
+    return tokenizers.parse(folder, tokenizers.FAST, PreTrainedTokenizerFast, **options)
 
 
 def _add_tokens(tokenizer: Any) -> tuple[int, int, int]:
