@@ -70,27 +70,27 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(f"error: {_override_error(argv, error)}")
 
 
-def _distributed() -> None:
-    """Starts JAX's multi-process runtime where a launcher names a coordinator (a bare call fails on one host)."""
-    import jax
+def _run() -> None:
+    """Starts the processes, claims the workdir and runs the program.
 
-    if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("COORDINATOR_ADDRESS"):
-        address = os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ["COORDINATOR_ADDRESS"]
-        count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-        jax.distributed.initialize(address, count and int(count), index and int(index))
-    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-        jax.distributed.initialize()
+    Raises:
+      UserError: as they say.
+    """
+    from pin_jax.runtime import launch, preemption, reporting, workdirs  # not above: they import JAX
 
-
-def _workdir() -> pathlib.Path:
-    """--workdir, or one that the config names, which is said."""
-    if WORKDIR.value is not None:
-        return pathlib.Path(WORKDIR.value)
-    from pin_jax.runtime import reporting  # not above: it imports JAX
-
-    workdir = catalogue.workdir(*_given(sys.argv))
-    reporting.say(f"workdir: {workdir} (another: --workdir=FOLDER)")
-    return workdir
+    given = WORKDIR.value if WORKDIR.value is not None else str(catalogue.workdir(*_given(sys.argv)))
+    workdir = workdirs.named(given)
+    try:
+        launch.start()
+        if WORKDIR.value is None:
+            reporting.say(f"workdir: {workdir} (another: --workdir=FOLDER)")
+        program = importlib.import_module(PROGRAMS[CONFIG.value.program])
+        with launch.watched(), preemption.ends_at_once(), workdirs.claimed(workdir):
+            program.run(CONFIG.value, workdir)
+    except UserError as error:
+        launch.leave(f"error: {error}")
+    except Exception as error:
+        launch.failed(error)
 
 
 def main(argv: list[str]) -> None:
@@ -100,12 +100,7 @@ def main(argv: list[str]) -> None:
         sys.exit("error: --config is missing; for example --config=configs/pin_flamingo.py:tiny (all: python main.py)")
     try:
         schema.check(CONFIG.value)
-        _distributed()
-        from pin_jax.runtime import preemption  # JAX is imported once a run is known to be one
-
-        program = importlib.import_module(PROGRAMS[CONFIG.value.program])
-        with preemption.ends_at_once():
-            program.run(CONFIG.value, _workdir())
+        _run()
     except UserError as error:
         sys.exit(f"error: {error}")
 

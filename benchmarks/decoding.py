@@ -59,7 +59,7 @@ def main() -> None:
     inserts = method.inserts(params)
     records = evaluate.scenes(config, vlm)
     vision = evaluate.encode(vlm, [record["image"] for record in records])
-    asked = queries.queries(records)
+    asked = queries.of_records(records)
     where = [(q.image, q.name) for q in asked]
     true, others = np.stack([q.box for q in asked]), [q.others for q in asked]
 

@@ -42,5 +42,4 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config = pin.published()
     config.vlm, config.language_model = PUBLISHED[model]
     config.vision = "openai/clip-vit-large-patch14"
-    config.text_length = 48
     return variants.apply(config, chosen, CHOICES)

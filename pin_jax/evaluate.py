@@ -1,4 +1,7 @@
-"""Evaluation: ask a VLM for every object of held-out scenes, read the boxes it writes, score them beside baselines."""
+"""Evaluation: ask a VLM for every object of held-out scenes, read the boxes it writes, score them beside baselines.
+
+Several processes share the images: each reads, encodes and asks about its own, and all of them get all answers.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from pin_jax.decoding import search as decode
 from pin_jax.decoding.in_context import Example, InContext, box_examples
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import reporting, sharding
-from pin_jax.scoring import metrics, photographs
-from pin_jax.scoring.queries import Answer, Query, queries
+from pin_jax.scoring import metrics, photographs, queries
+from pin_jax.scoring.queries import Answer
 from pin_jax.vlm import VLM
 
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "unparsed", "queries", "asked_iou", "other_iou")
@@ -28,6 +31,7 @@ TEXT_DECODERS = ("greedy", "beam")
 RANDOM_DRAWS = 200
 IN_MEMORY = 2**30  # bytes of vision tokens
 LONGEST_ANSWER = 12  # tokens of a box
+SHOWN = 24  # pictures that every process gets, to be drawn
 
 
 def ask(
@@ -38,14 +42,16 @@ def ask(
     options: ConfigDict,
     title: str = "asking",
     context: InContext | None = None,
+    first: int = 0,
 ) -> list[str]:
-    """Decodes one text for each (image, prompt).
+    """Decodes one text for each (image, prompt). Each of several processes has its own, and all must ask.
 
     Args:
       vision: float[images, N, D].
       asked: index of the image, and the text that the model goes on from (the VLM's frame is put around it).
-      options: config.eval: decoder (one of `TEXT_DECODERS`), beams, length_penalty, new_tokens, batch_size.
-      context: worked examples in front of each question.
+      options: config.eval: decoder (one of `TEXT_DECODERS`), beams, length_penalty, new_tokens, batch_size (a device).
+      title: of the progress bar; none if empty.
+      context: worked examples in front of each question. first: the number of this process's first question in it.
 
     Returns:
       The new text of each question.
@@ -61,7 +67,7 @@ def ask(
             decode.beam, steps=options.new_tokens, suppress=vlm.suppressed,
             beams=options.beams, length_penalty=options.length_penalty,
         )  # fmt: skip
-    return vlm.detokenize(_batched(vlm, vision, asked, inserts, options.batch_size, title, search, context))
+    return vlm.detokenize(_batched(vlm, vision, asked, inserts, options.batch_size, title, search, context, first))
 
 
 def _batched(
@@ -73,24 +79,35 @@ def _batched(
     title: str,
     search: Callable,
     context: InContext | None = None,
+    first: int = 0,
 ) -> Any:
-    """What a decoder makes of all questions, arrays of as many rows."""
+    """What a decoder makes of this process's questions, arrays of as many rows; all processes take part in each batch.
+
+    Args:
+      size: questions of a batch on each device that has rows of its own.
+    """
+    mesh, count, most = vlm.mesh, len(asked), sharding.largest(len(asked))
     before = context.text if context else lambda question: ""
-    ids, mask = vlm.tokenize([before(i) + vlm.frame.prompt(prompt) for i, (_, prompt) in enumerate(asked)])
-    ids, mask = _bucket(ids, mask, vlm.tokenizer.pad_token_id)
+    texts = [before(first + i) + vlm.frame.prompt(prompt) for i, (_, prompt) in enumerate(asked)]
+    pad = vlm.tokenizer.pad_token_id
+    ids, mask = vlm.tokenize(texts) if texts else (np.full((1, 1), pad, np.int32), np.ones((1, 1), bool))
+    ids, mask = _bucket(ids, mask, pad, sharding.largest(ids.shape[1]))
     _check_length(vlm, ids.shape[1], inserts)
-    inserts = inserts if vlm.mesh is None else sharding.replicate(inserts, vlm.mesh)
+    inserts = inserts if mesh is None else sharding.replicate(inserts, mesh)
+    ways = sharding.local_ways(mesh)
+    size = min(size, -(-most // ways)) * ways  # a short set fills one batch
     out = []
-    with reporting.progress(title, len(asked), "question") as advance:
-        for start in range(0, len(asked), size):
-            rows = np.arange(start, start + size).clip(max=len(asked) - 1)  # one batch shape, one compilation
-            own = vision[np.array([asked[r][0] for r in rows])]
-            inputs = context.media(rows, own) if context else own[:, None], ids[rows], mask[rows]
-            with sharding.on(vlm.mesh):
-                found = search(vlm.model, vlm.params, *(sharding.shard_rows(x, vlm.mesh) for x in inputs), inserts)
-            out.append(jax.tree.map(sharding.fetch, found))
-            advance(min(start + size, len(asked)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(asked)], *out)
+    with reporting.progress(title, count, "question") as advance:
+        for start in range(0, most, size):
+            rows = np.arange(start, start + size).clip(max=max(count - 1, 0))  # one batch shape, one compilation
+            images = [asked[r][0] for r in rows] if asked else []
+            own = vision[np.array(images)] if asked else np.zeros((size, *vision.shape[1:]), vision.dtype)
+            inputs = context.media(first + rows, own) if context else own[:, None], ids[rows], mask[rows]
+            with sharding.on(mesh):
+                found = search(vlm.model, vlm.params, *sharding.from_local_rows(inputs, mesh), inserts)
+            out.append(sharding.local_rows(found, mesh))
+            advance(min(start + size, count))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *out)
 
 
 class TooLong(UserError):
@@ -105,9 +122,11 @@ def _check_length(vlm: VLM, length: int, inserts: Inserts) -> None:
         raise TooLong(f"texts of {length} tokens: this language model has {positions} positions; give fewer examples")
 
 
-def _bucket(ids: np.ndarray, mask: np.ndarray, pad: int, multiple: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Pads the prompt length to a multiple, so that a longer name compiles nothing anew."""
-    room = -ids.shape[1] % multiple
+def _bucket(
+    ids: np.ndarray, mask: np.ndarray, pad: int, length: int, multiple: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads prompts to a length, and that to a multiple, so that a longer name compiles nothing anew."""
+    room = length - ids.shape[1] + -length % multiple
     return np.pad(ids, [(0, 0), (room, 0)], constant_values=pad), np.pad(mask, [(0, 0), (room, 0)])
 
 
@@ -119,11 +138,12 @@ def locate(
     options: ConfigDict,
     title: str,
     context: InContext | None = None,
+    first: int = 0,
 ) -> list[Answer]:
-    """Asks where each (image, name) is."""
+    """Asks where each (image, name) is; arguments as in `ask`."""
     where = [(i, prompts.question(name)) for i, name in asked]
     if options.decoder not in grid.DECODERS:
-        texts = ask(vlm, vision, where, inserts, options, title, context)
+        texts = ask(vlm, vision, where, inserts, options, title, context, first)
         return [Answer(text, *vlm.codec.decode(text)) for text in texts]
     search = functools.partial(
         grid.answer,
@@ -131,56 +151,131 @@ def locate(
         decoder=options.decoder,
         beams={"grid_greedy": 1, "grid_beam": options.beams}.get(options.decoder, options.get("candidates", 16)),
     )
-    found = zip(*_batched(vlm, vision, where, inserts, options.batch_size, title, search, context), strict=True)
-    texts = [(vlm.codec.encode(vlm.codec.to_cells(box)), float(score)) for box, score in found]
+    found = _batched(vlm, vision, where, inserts, options.batch_size, title, search, context, first)
+    texts = [(vlm.codec.encode(vlm.codec.to_cells(box)), float(score)) for box, score in zip(*found, strict=True)]
     return [Answer(text, *vlm.codec.decode(text), score) for text, score in texts]
 
 
 def scenes(config: ConfigDict, vlm: VLM) -> list[dict[str, Any]]:
-    """The evaluation scenes: names and backgrounds that the insert never saw; or photographs of a published set."""
+    """This process's evaluation scenes: names and backgrounds that the insert never saw; or photographs of a set."""
     if config.eval.source != "scenes":
-        return photographs.read(config, vlm.codec.image_size, vlm.names)
+        return photographs.read(config, vlm.codec.image_size, vlm.names, vlm.mesh)
     source = Scenes(
         scene_config(config.scenes, vlm.codec, split=config.eval.split, background_split=config.eval.background_split),
         config.eval.seed,
         config.eval.images,
         config.on_bad_record,
     )
-    return [source[i] for i in range(len(source))]
+    return [source[i] for i in sharding.share(len(source), vlm.mesh)]
 
 
 def pool(config: ConfigDict, vlm: VLM) -> tuple[np.ndarray, list[Example]]:
     """Vision tokens and box examples of config.eval.context_images training scenes, for contexts."""
     source = Scenes(scene_config(config.scenes, vlm.codec, split="train"), config.eval.seed, config.eval.context_images)
     records = [source[i] for i in range(len(source))]
-    return encode(vlm, [record["image"] for record in records]), box_examples(records, vlm.codec)
+    images = [record["image"] for record in records]
+    return encode(vlm, images, config.eval.batch_size), box_examples(records, vlm.codec)
 
 
 def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32, inserts: Inserts = Inserts()) -> np.ndarray:
-    """Vision tokens float[images, N, D] of pictures uint8[H, W, 3], with what a method puts into the encoder.
+    """Vision tokens float32[images, N, D] of this process's pictures uint8[H, W, 3]; all processes must encode.
 
     Over a gigabyte they stand in a temporary file.
+
+    Args:
+      batch_size: of each device that has rows of its own. inserts: what a method puts into the encoder.
     """
+    count, most, ways = len(images), sharding.largest(len(images)), sharding.local_ways(vlm.mesh)
+    size, side = min(batch_size, -(-most // ways)) * ways, vlm.codec.image_size
     out = None
-    for start in range(0, len(images), batch_size):
-        chunk = np.stack(images[start : start + batch_size])
-        short = batch_size - len(chunk)
-        found = vlm.encode(np.pad(chunk, [(0, short), (0, 0), (0, 0), (0, 0)]), inserts)[: len(chunk)]
+    for start in range(0, most, size):
+        own = images[start : start + size]
+        chunk = np.stack([*own, *[np.zeros((side, side, 3), np.uint8)] * (size - len(own))])
+        found = vlm.encode_rows(chunk, inserts)
         if out is None:
-            shape = (len(images), *found.shape[1:])
+            shape = (count, *found.shape[1:])
             large = np.prod(shape) * found.itemsize > IN_MEMORY
             out = (
                 np.memmap(tempfile.TemporaryFile(), found.dtype, "w+", shape=shape)
                 if large
                 else np.empty_like(found, shape=shape)
             )
-        out[start : start + len(chunk)] = found
+        out[start : start + len(own)] = found[: len(own)]
     return out
+
+
+class Evaluation:
+    """Scenes to be asked about, with the vision tokens of this process's own; asked as often as one likes.
+
+    All processes must take part in making it and in asking.
+
+    Attributes:
+      records: the scenes of all processes, in order; the first `SHOWN` with their pictures.
+      queries: what is asked. photographs: of a published set, this process's; None of pasted scenes.
+    """
+
+    def __init__(self, config: ConfigDict, vlm: VLM):
+        self.config, self.vlm = config, vlm
+        own = scenes(config, vlm)
+        self.photographs = own if isinstance(own, photographs.Photographs) else None
+        self._images = [record["image"] for record in own]
+        self._vision = encode(vlm, self._images, config.eval.batch_size)
+        counts = sharding.gather([len(own)], vlm.mesh)
+        start = sum(counts[: sharding.process_part(vlm.mesh)[0]]) if len(counts) > 1 else 0
+        light = [
+            {key: value for key, value in record.items() if key != "image" or start + i < SHOWN}
+            for i, record in enumerate(own)
+        ]
+        self.records = sharding.gather(light, vlm.mesh)
+        self.queries = queries.of_records(self.records)
+        if not self.queries:
+            raise UserError(f"config.eval.source {config.eval.source}: its images have no objects to ask for")
+        self._first = sum(query.image < start for query in self.queries)
+        self._own = [(q.image - start, q.name) for q in self.queries if start <= q.image < start + len(own)]
+        self._true = np.stack([query.box for query in self.queries])
+
+    def answers(self, inserts: Inserts = Inserts(), title: str = "", context: InContext | None = None) -> list[Answer]:
+        """One answer for each query, on every process; arguments as in `ask`."""
+        vision, options = self._vision, self.config.eval
+        if inserts.in_vision:
+            vision = encode(self.vlm, self._images, options.batch_size, inserts)
+        found = locate(self.vlm, vision, self._own, inserts, options, title, context, self._first)
+        return sharding.gather(found, self.vlm.mesh)
+
+    def token_norm(self, inserts: Inserts) -> float:
+        """Mean size of the vision tokens that an insert is added to."""
+        vision = (
+            encode(self.vlm, self._images, self.config.eval.batch_size, inserts) if inserts.in_vision else self._vision
+        )
+        norms = [float(np.linalg.norm(image, axis=-1).mean()) for image in vision]
+        return float(np.mean(sharding.gather(norms, self.vlm.mesh)))
+
+    def score(self, boxes: np.ndarray, parsed: np.ndarray | None = None) -> dict[str, Any]:
+        """Scores of boxes float[queries, 4]; see `metrics.summary`."""
+        parsed = np.ones(len(boxes), bool) if parsed is None else parsed
+        others = [query.others for query in self.queries]
+        return metrics.summary(boxes, self._true, others, parsed, self.vlm.codec.image_size)
+
+    def score_answers(self, answers: list[Answer]) -> dict[str, Any]:
+        """Scores of answers, one for each query."""
+        return self.score(np.stack([a.box for a in answers]), np.array([a.parsed for a in answers]))
+
+    def baselines(self) -> dict[str, dict[str, Any]]:
+        """What no picture tells: random boxes of the grid, and the one box that is best for these queries."""
+        rng, codec = np.random.default_rng(self.config.eval.seed), self.vlm.codec
+        draws = [self.score(metrics.random_boxes(rng, len(self.queries), codec)) for _ in range(RANDOM_DRAWS)]
+        random = {
+            key: None if value is None else type(value)(np.mean([draw[key] for draw in draws]))
+            for key, value in draws[0].items()
+        }
+        constant = metrics.constant_box(self._true, codec)
+        row = self.score(np.tile(constant, (len(self.queries), 1))) | {"box": constant.tolist()}
+        return {"random": random, "constant": row}
 
 
 def evaluate(
     config: ConfigDict, vlm: VLM, inserts: Inserts | None, row: str = ""
-) -> tuple[dict[str, Any], list[dict], list[Query], list[Answer]]:
+) -> tuple[dict[str, Any], Evaluation, list[Answer]]:
     """The rows of the table.
 
     raw: the frozen VLM as it is. N_context: the same after N worked examples, for each N in config.eval.context.
@@ -188,49 +283,26 @@ def evaluate(
     (config.method by default): the VLM with what the method puts in; without inserts there is none.
 
     Returns:
-      {"raw": scores, ...}, the scenes, the queries, and the answers with the inserts, else those of the raw VLM.
+      {"raw": scores, ...}, what was asked, and the answers with the inserts, else those of the raw VLM.
     """
-    records = scenes(config, vlm)
-    images = [record["image"] for record in records]
-    vision = encode(vlm, images)
-    seen = encode(vlm, images, inserts=inserts) if inserts and inserts.in_vision else vision
-    asked = queries(records)
-    true, others = np.stack([q.box for q in asked]), [q.others for q in asked]
-    size = vlm.codec.image_size
-
-    def score(boxes: np.ndarray, parsed: np.ndarray | None = None) -> dict[str, Any]:
-        parsed = np.ones(len(boxes), bool) if parsed is None else parsed
-        return metrics.summary(boxes, true, others, parsed, size)
-
-    def answered(answers: list[Answer]) -> dict[str, Any]:
-        return score(np.stack([a.box for a in answers]), np.array([a.parsed for a in answers]))
-
-    where = [(q.image, q.name) for q in asked]
-    asking = vlm, vision, where, Inserts(), config.eval
+    test, row = Evaluation(config, vlm), row or config.method
+    raw = test.answers(title="asking the raw VLM")
+    found = test.answers(inserts, f"asking with {row}") if inserts else raw
+    baselines = test.baselines()
 
     def in_context(context: InContext) -> dict[str, Any]:
         try:
-            return answered(locate(*asking, f"asking after {context.k} examples", context))
+            return test.score_answers(test.answers(title=f"asking after {context.k} examples", context=context))
         except TooLong as error:
             reporting.say(f"no row {context.k}_context: {error}")
-            return dict.fromkeys(draws[0])
+            return dict.fromkeys(baselines["random"])
 
-    raw = locate(*asking, "asking the raw VLM")
-    row = row or config.method
-    found = locate(vlm, seen, where, inserts, config.eval, f"asking with {row}") if inserts else raw
     shown = pool(config, vlm) if config.eval.context else None
     contexts = [InContext(*shown, k, config.eval.context_seed, vlm.frame) for k in config.eval.context]
-    rng = np.random.default_rng(config.eval.seed)
-    draws = [score(metrics.random_boxes(rng, len(asked), vlm.codec)) for _ in range(RANDOM_DRAWS)]
-    constant = metrics.constant_box(true, vlm.codec)
     rows = {
-        "raw": answered(raw),
+        "raw": test.score_answers(raw) | {"distinct_boxes": len({tuple(answer.box.tolist()) for answer in raw})},
         **{f"{context.k}_context": in_context(context) for context in contexts},
-        "random": {
-            k: None if draws[0][k] is None else type(draws[0][k])(np.mean([d[k] for d in draws])) for k in draws[0]
-        },
-        "constant": score(np.tile(constant, (len(asked), 1))) | {"box": constant.tolist()},
-        **({row: answered(found)} if inserts else {}),
+        **baselines,
+        **({row: test.score_answers(found)} if inserts else {}),
     }
-    rows["raw"]["distinct_boxes"] = len({tuple(a.box.tolist()) for a in raw})
-    return rows, records, asked, found
+    return rows, test, found

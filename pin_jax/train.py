@@ -7,6 +7,7 @@ unless the method acts inside it.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import time
@@ -17,17 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
+from input_pipeline.pasted import sizes
 from input_pipeline.pasted.scenes import Scenes, scene_config
-from input_pipeline.text.questions import BoxQuestions, Curriculum
-from pin_jax import methods
-from pin_jax.runtime import feature_cache, preemption, reporting, sharding
+from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_length
+from pin_jax import adapters, methods
+from pin_jax.runtime import feature_cache, files, launch, preemption, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
 from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser
+from pin_jax.validation import Validation
 from pin_jax.vlm import VLM
 from pin_jax.weights.parameters import count_parameters
 
@@ -72,8 +76,12 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
     total = config.steps * config.batch_size
     options = dict(config.scenes) | dict(config.train_scenes)
     most = options["objects"][1]
-    folder = pathlib.Path(config.cache_folder) if config.cache_folder else workdir / "cache"
-    encode, what = (None, "pictures") if in_vision else (vlm.encode, "vision features")
+    folder = epath.Path(config.cache_folder) if config.cache_folder else workdir / "cache"
+    encode, what = functools.partial(vlm.encode, dtype=None), "vision features"
+    if in_vision:
+        encode, what = None, "pictures"
+    # Features in another dtype are other features; those of float32 have the name that they always had.
+    computed = vlm.identity if vlm.encoder_dtype == np.float32 else f"{vlm.identity} {vlm.encoder_dtype}"
     cached = min(config.cache_images, total) if config.cache_images else 0
     parts = []
     for phase, share in enumerate((config.curriculum, 1 - config.curriculum)):
@@ -86,10 +94,27 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
             config.on_bad_record,
         )
         if cached and share > 0:
-            with reporting.progress(f"{what} of {length:,} scenes", length, "image") as advance:
-                scenes = feature_cache.build(scenes, encode, folder, vlm.identity, progress=advance)
+            bar = reporting.progress(f"{what} of {length:,} scenes", length, "image")
+            with sizes.kept(scenes.cutouts, folder), bar as advance:
+                scenes = feature_cache.build(scenes, encode, folder, computed, progress=advance)
         parts.append(scenes)
     return Curriculum(*parts, total, config.curriculum, config.seed)
+
+
+def text_length(config: ConfigDict, vlm: VLM, source: Curriculum) -> int:
+    """Tokens of a training text: config.text_length, or as many as the longest name of the source needs.
+
+    Raises:
+      UserError: config.text_length is too small for it, which else would be found out in mid-run.
+    """
+    given = config.text_length
+    asked = source.phrases(), config.curriculum > 0, not given
+    needed = needed_length(vlm.tokenizer, vlm.codec, vlm.frame, *asked)
+    if given and given < needed:
+        raise UserError(
+            f"config.text_length {given}: the longest text needs {needed} tokens; give as many, or 0 for what is needed"
+        )
+    return given or needed
 
 
 def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: int = 0):
@@ -100,7 +125,8 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: in
     Args:
       start: the step after which to go on.
     """
-    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, config.text_length, vlm.frame)
+    length = text_length(config, vlm, source)
+    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, length, vlm.frame)
     index, count = sharding.process_part(vlm.mesh)
     return batches(
         source,
@@ -115,6 +141,11 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: in
     )
 
 
+def planned_length(config: ConfigDict) -> int:
+    """Tokens of a text where no names are read, for a plan: config.text_length, or what LVIS's longest names need."""
+    return config.text_length or (48 if config.language_model else 40)
+
+
 def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global batch with pictures, as `training_batches` makes it.
 
@@ -122,9 +153,10 @@ def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.Shap
       front: tokens that the VLM's frame puts before a prompt.
     """
     size, rows = vlm.codec.image_size, (config.batch_size, config.questions_per_image)
-    texts = {"ids": config.text_length + max(0, front - 1), "target": config.text_length + max(0, front - 1)}
+    length = planned_length(config)
+    texts = {"ids": length + max(0, front - 1), "target": length + max(0, front - 1)}
     if vlm.frame.encoder_decoder:
-        texts |= {"target": config.text_length, "labels": config.text_length}
+        texts |= {"target": length, "labels": length}
     shapes = {
         key: jax.ShapeDtypeStruct((*rows, length), jnp.float32 if key == "target" else jnp.int32)
         for key, length in texts.items()
@@ -155,7 +187,7 @@ def global_batch(config: ConfigDict, mesh: Mesh) -> int:
 
     Devices along the mesh's `tensor` axis share their rows, and count as one.
     """
-    return config.get("batch_per_device", 0) * mesh.shape["data"] * mesh.shape["fsdp"] or config.batch_size
+    return config.get("batch_per_device", 0) * sharding.row_ways(mesh) or config.batch_size
 
 
 def initial(method: Any, tx: optax.GradientTransformation, seed: int, frozen: Any = None) -> State:
@@ -238,6 +270,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     iterator = training_batches(config, vlm, source, first)
     step_fn = make_step(vlm, method, tx, config.seed)
     log, begin, outgrown = reporting.Log(workdir), time.monotonic(), False
+    validate = Validation(config, workdir, vlm) if config.get("eval_every", 0) else None
+
+    def trained() -> Any:
+        return averaged(state.trainable, state.opt, config.get("ema", 0.0))
 
     def save(step: int, loss: jax.Array) -> None:
         if not np.isfinite(float(loss)):
@@ -248,6 +284,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
                 + (f"the state of step {max(kept)} is kept; " if kept else "")
                 + "lower config.lr, or look at the data"
             )
+        export_insert(config, workdir, vlm, step, jax.device_get(trained()))
         checkpoints.save(step, state)
 
     title, total = f"training {config.method}", config.steps * config.batch_size
@@ -256,11 +293,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
             with sharding.on(mesh):
                 state, metrics = step_fn(state, frozen, sharding.from_local_rows(next(iterator), mesh))
             last, stopped = i == config.steps, preemption.reached()
-            if i % config.log_every == 0 or last:
+            scored = validate is not None and (i % config.eval_every == 0 or last)
+            if i % config.log_every == 0 or last or scored:
                 seconds = time.monotonic() - begin
                 values = {name: float(value) for name, value in metrics.items()}
                 values["learning_rate"] = learning_rate_at(config, i)
                 values["images_per_second"] = (i - first) * config.batch_size / seconds
+                if scored and np.isfinite(values["loss"]):
+                    values |= validate(i, method, jax.device_get(trained()))
                 log.scalars(i, **values)
                 advance(i * config.batch_size, f"loss {values['loss']:.3f}")
                 outgrown = outgrown or _warn_of_size(i, values)
@@ -273,7 +313,20 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     checkpoints.wait()
     checkpoints.close()
     log.close()
-    return averaged(state.trainable, state.opt, config.get("ema", 0.0))
+    return trained()
+
+
+def export_insert(config: ConfigDict, workdir: epath.Path, vlm: VLM, step: int, params: Any) -> None:
+    """Writes inserts/STEP.safetensors beside the checkpoint of a step; those of the last config.keep steps stay."""
+    if jax.process_index() > 0:
+        return
+    folder = epath.Path(workdir) / "inserts"
+    files.make_folder(folder)
+    adapters.save(folder / f"{step}.safetensors", params, config, vlm)
+    steps = sorted(int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit())
+    for old in steps[: -config.get("keep", 3)]:
+        for ending in (".safetensors", ".json"):
+            files.remove(folder / f"{old}{ending}")
 
 
 def _warn_of_size(step: int, values: dict[str, float]) -> bool:
@@ -305,5 +358,5 @@ def describe(config: ConfigDict, vlm: VLM) -> dict[str, str]:
         "frozen": f"{count_parameters(vlm.params):,} parameters ({config.vlm}, {vlm.identity})",
         "trainable": f"{count_parameters(trainable):,} parameters ({config.method})",
         "data": f"{config.scenes.cutouts} on {config.scenes.backgrounds}; {cached}; {samples:,} samples",
-        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es); mesh {mesh}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {launch.described()}; mesh {mesh}",
     }

@@ -7,6 +7,7 @@ A small VLM's folder, which is also written, holds config.json (the dataclasses 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -101,13 +102,27 @@ class VLM:
         inputs = pixels if pixels.ndim == 5 else pixels[:, None], input_ids, attention_mask, inserts
         return self.model.apply(inserts.variables(params), *inputs, labels=labels)
 
-    def encode(self, images: np.ndarray, inserts: Inserts = Inserts()) -> np.ndarray:
-        """Images uint8[B, H, W, 3] -> vision tokens float32[B, N, D], on every process; of the frozen encoder, but for
-        what a method puts into it."""
+    def encode(self, images: np.ndarray, inserts: Inserts = Inserts(), dtype: Any = np.float32) -> np.ndarray:
+        """Images uint8[B, H, W, 3] -> vision tokens float[B, N, D], on every process; of the frozen encoder, but for
+        what a method puts into it. `dtype`: None leaves them in the encoder's own."""
         inserts = inserts if self.mesh is None else sharding.replicate(inserts, self.mesh)
         with sharding.on(self.mesh):
             found = self._encode(self.params, sharding.shard_rows(images, self.mesh), inserts)
-            return sharding.fetch(found).astype(np.float32)
+            return sharding.fetch(found).astype(found.dtype if dtype is None else dtype)
+
+    @functools.cached_property
+    def encoder_dtype(self) -> np.dtype:
+        """Of the vision tokens, as the encoder computes them."""
+        size = self.codec.image_size
+        picture = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+        return np.dtype(jax.eval_shape(self._encode, self.params, picture, Inserts()).dtype)
+
+    def encode_rows(self, images: np.ndarray, inserts: Inserts = Inserts()) -> np.ndarray:
+        """As `encode`, of this process's rows of a batch alone: every process gives its own, and as many."""
+        inserts = inserts if self.mesh is None else sharding.replicate(inserts, self.mesh)
+        with sharding.on(self.mesh):
+            found = self._encode(self.params, sharding.from_local_rows(images, self.mesh), inserts)
+            return sharding.local_rows(found, self.mesh).astype(np.float32)
 
     def tokenize(self, texts: Sequence[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Texts -> left-padded ids int32[R, T] and mask bool[R, T].

@@ -58,7 +58,8 @@ def _curriculum(config: ConfigDict, value: str) -> None:
 def _referrals(config: ConfigDict, value: str) -> None:
     twins, absolute = _choose("referrals", value, {"on": (0.5, 0.3), "off": (0.0, 0.0)})
     config.train_scenes.update({"twins": twins, "absolute_share": absolute})
-    config.text_length += 3 * (value == "on")  # `X on left`
+    if config.text_length and value == "on":
+        config.text_length += 3  # `X on left`
 
 
 def _choose(option: str, value: str, known: dict):

@@ -51,7 +51,7 @@ def published() -> ConfigDict:
     config.vary_backgrounds = 0.0  # in training only: few photographs stand for many; 0 pastes on them as they are
     config.curriculum = 0.25  # share of training that predicts the name too, on scenes of 3 objects
     config.questions_per_image = 1  # asked together of one image; drawn uniformly where it has more objects
-    config.text_length = 40  # tokens of a text
+    config.text_length = 0  # tokens of a text; 0: as many as the longest name needs
     config.cache_images = 0  # scenes whose vision features are computed once; 0 draws scenes anew
     config.cache_folder = ""  # where they are kept; the workdir's own by default
     config.workers = 8  # processes that prepare data; 0 uses threads
@@ -70,6 +70,8 @@ def published() -> ConfigDict:
     config.log_every = 20
     config.save_every = 1000
     config.keep = 3  # checkpoints
+    config.eval_every = 0  # steps between evaluations on a few scenes, of which the best insert is kept; 0 is none
+    config.eval_subset = 64  # scenes of such an evaluation, others than those at the end
 
     # run=compile: a TPU slice; config.batch_size is the global batch on it (docs/sharding.md).
     config.topology = "v5e:4x4"

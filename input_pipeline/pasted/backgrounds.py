@@ -14,9 +14,9 @@ from importlib import resources
 import numpy as np
 from PIL import Image
 
-from input_pipeline.cache import Cache, picture_bytes
 from input_pipeline.errors import UserError
 from input_pipeline.images import SUFFIXES, open_image
+from input_pipeline.memory import Memory, picture_bytes, remembered
 from input_pipeline.pasted import packed
 from input_pipeline.sets.bad_records import BadRecordLog
 
@@ -61,23 +61,21 @@ class Backgrounds:
         self.crop = crop
         self.vary = vary
         self.max_side = max_side
-        self._cache = Cache(CACHE_BYTES)
+        self._memory = Memory(CACHE_BYTES, picture_bytes)
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    @remembered
     def photo(self, index: int) -> Image.Image:
         """The whole photograph, RGB, at most max_side pixels long."""
-        return self._cache.get(index, lambda: self._small(index), picture_bytes)
+        image = self.original(index)
+        image.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
+        return image
 
     def original(self, index: int) -> Image.Image:
         """The photograph read anew, RGB, at its own size."""
         return open_image(self.paths[index], "RGB")
-
-    def _small(self, index: int) -> Image.Image:
-        image = self.original(index)
-        image.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
-        return image
 
     def _good(self, index: int) -> Image.Image:
         """The photograph, or the next one that can be read: the same for the same files, whoever asks.

@@ -15,10 +15,10 @@ from importlib import resources
 
 from PIL import Image
 
-from input_pipeline.cache import Cache, picture_bytes
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_json
 from input_pipeline.images import open_image
+from input_pipeline.memory import Memory, picture_bytes, remembered
 from input_pipeline.pasted import names, packed, xpaste
 from input_pipeline.sets.names import normalise
 
@@ -38,12 +38,14 @@ class Cutouts:
     Attributes:
       entries: (name, path) of each cut-out.
       max_side: larger pictures are shrunk to this many pixels on reading; scenes are small.
+      sizes: number of a cut-out -> its (width, height), of those that have been read; see `sizes.py`.
     """
 
     def __init__(self, entries: Iterable[tuple[str, pathlib.Path]], max_side: int = 256):
         self.entries = sorted((name, pathlib.Path(path)) for name, path in entries)
         self.max_side = max_side
-        self._cache = Cache(CACHE_BYTES)
+        self._memory = Memory(CACHE_BYTES, picture_bytes)
+        self.sizes: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -62,7 +64,13 @@ class Cutouts:
         return self.keep(set(self.names) - set(names))
 
     def __getitem__(self, index: int) -> tuple[str, Image.Image]:
-        return self.entries[index][0], self._cache.get(index, lambda: self.original(index), picture_bytes)
+        return self.entries[index][0], self._picture(index)
+
+    @remembered
+    def _picture(self, index: int) -> Image.Image:
+        image = self.original(index)
+        self.sizes[index] = image.size
+        return image
 
     def original(self, index: int) -> Image.Image:
         """A cut-out read anew, RGBA, trimmed and shrunk to max_side."""
@@ -75,8 +83,8 @@ class Cutouts:
 
     def aspect(self, index: int) -> float:
         """Width / height of a cut-out."""
-        image = self[index][1]
-        return image.width / image.height
+        width, height = self.sizes.get(index) or self[index][1].size
+        return width / height
 
     def render(self, index: int, size: tuple[int, int]) -> Image.Image:
         """A cut-out as RGBA of exactly (width, height) pixels."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class BadRecordLog:
 
     Attributes:
       mode: `skip` goes on without them; `refuse` raises the first.
-      counts: kind -> number. lines: what was wrong, one line each; what is met again counts once.
+      counts: kind -> number. lines: what was wrong, one line each, and its kind; what is met again counts once.
     """
 
     def __init__(self, mode: str = "skip", say: Callable[[str], None] = _to_stderr):
@@ -38,7 +38,7 @@ class BadRecordLog:
             raise UserError(f"config.on_bad_record {mode!r}: expected {' or '.join(MODES)}")
         self.mode, self.say = mode, say
         self.counts: collections.Counter[str] = collections.Counter()
-        self.lines: dict[str, None] = {}
+        self.lines: dict[str, str] = {}
 
     def add(self, error: UserError) -> None:
         """Takes a bad record.
@@ -51,7 +51,7 @@ class BadRecordLog:
         if str(error) in self.lines:
             return
         self.counts[error.kind] += 1
-        self.lines[str(error)] = None
+        self.lines[str(error)] = error.kind
         if self.counts[error.kind] <= SHOWN:
             self.say(f"skipped ({error.kind}): {error}")
         elif self.counts[error.kind] == SHOWN + 1:
@@ -66,6 +66,12 @@ class BadRecordLog:
             self.add(error)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             self.add(UserError(f"{where}: {type(error).__name__} {error}; expected its published form", "wrong type"))
+
+    def take(self, lines: Mapping[str, str]) -> None:
+        """Counts what others have found, without saying it: lines, each with its kind."""
+        for line, kind in lines.items():
+            self.counts[kind] += line not in self.lines
+            self.lines[line] = kind
 
     def report(self) -> str:
         """`3 missing image, 1 wrong type`, or an empty text."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import grain
 import numpy as np
 
-from input_pipeline.cache import Cache
+from input_pipeline.errors import UserError
+from input_pipeline.memory import Memory, remembered
 from input_pipeline.text.box_codec import BoxCodec
 from input_pipeline.text.prompts import Frame, prompt_and_target
+from input_pipeline.text.referrals import every_phrase
 
 KEPT = 50_000  # encoded texts: every prompt, and all 18,496 boxes
 
@@ -37,11 +41,12 @@ class BoxQuestions(grain.transforms.RandomMap):
     questions: int
     length: int
     frame: Frame = Frame()
-    _known: Cache = dataclasses.field(default_factory=lambda: Cache(KEPT), repr=False, compare=False)
+    _memory: Memory = dataclasses.field(default_factory=lambda: Memory(KEPT), repr=False, compare=False)
 
+    @remembered
     def _encode(self, text: str) -> list[int]:
         """Token ids; prompts and boxes come again and again, so those used last are kept."""
-        return self._known.get(text, lambda: self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         asked = rng.permutation(len(record["query_text"]))[: self.questions]
@@ -59,13 +64,42 @@ class BoxQuestions(grain.transforms.RandomMap):
             read, answer = self._encode(frame.prompt(prompt)), self._encode(answer + frame.suffix)
             before = [] if frame.encoder_decoder else read
             if len(read) > room or len(before) + len(answer) > written.shape[1]:
-                raise ValueError(
-                    f"text of {record['query_text'][i]!r} has over {self.length} tokens; raise config.text_length"
+                raise UserError(
+                    f"text of {record['query_text'][i]!r} has over {self.length} tokens; raise config.text_length, or"
+                    " set it to 0 for as many as the longest name needs"
                 )
             out["ids"][row, : len(read)] = read
             written[row, : len(before) + len(answer)] = before + answer
             out["target"][row, len(before) : len(before) + len(answer)] = 1
         return out | {key: record[key] for key in ("vision", "image") if key in record}
+
+
+def needed_length(
+    tokenizer: Any, codec: BoxCodec, frame: Frame, phrases: Iterable[str], curriculum: bool, exact: bool = True
+) -> int:
+    """The `length` of `BoxQuestions` that holds every training text.
+
+    Args:
+      phrases: all that objects are asked for by. curriculum: whether there are targets with the name in them too.
+      exact: of every box of a grid up to 16; else, and of finer grids, of boxes of every height and width.
+    """
+
+    def counts(texts: Iterable[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+    spans = [(low, high) for low in range(codec.grid) for high in range(low, codec.grid)]
+    pairs = itertools.product(spans, spans) if exact and codec.grid <= 16 else zip(spans, spans, strict=True)
+    boxes = [codec.encode(np.array([x1, y1, x2, y2])) for (x1, x2), (y1, y2) in pairs]
+    longest_box = boxes[int(np.argmax(counts(boxes)))]
+    extra = max(0, counts([frame.prefix])[0] - 1)
+    needed = 1
+    for early in (False, True)[: 1 + curriculum]:
+        texts = [prompt_and_target(phrase, longest_box, early) for phrase in dict.fromkeys(phrases)]
+        read = counts(frame.prompt(prompt) for prompt, _ in texts)
+        written = counts(target + frame.suffix for _, target in texts)
+        for r, w in zip(read, written, strict=True):
+            needed = max(needed, r - extra, w) if frame.encoder_decoder else max(needed, r + w - extra)
+    return needed
 
 
 class Curriculum:
@@ -81,6 +115,14 @@ class Curriculum:
         self.early, self.late, self.total, self.seed = early, late, total, seed
         self.boundary = round(total * share)
         self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def phrases(self) -> set[str]:
+        """All that an object may be asked for by."""
+        out: set[str] = set()
+        for part in (self.early, self.late):
+            scenes = getattr(part, "scenes", part)  # those of a bank of features
+            out |= every_phrase(scenes.names, scenes.config.twins > 0 or scenes.config.absolute_share > 0)
+        return out
 
     def __len__(self) -> int:
         return self.total

@@ -6,7 +6,7 @@ A name pasted twice carries its position relative to the other one; any other na
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,9 +15,25 @@ MIDDLE = ("middle", "center")
 DEPTH = (("before", "in front"), ("behind",))
 
 
+SIDES = ("left", "right")
+
+
+def _forms(place: str, name: str) -> tuple[str, str, str]:
+    return f"{place} {name}", f"{name} {place}", f"{name} on {place}"
+
+
 def phrase(rng: np.random.Generator, place: str, name: str) -> str:
     """`left X`, `X left` or `X on left`, drawn uniformly."""
-    return (f"{place} {name}", f"{name} {place}", f"{name} on {place}")[int(rng.integers(3))]
+    return _forms(place, name)[int(rng.integers(3))]
+
+
+def every_phrase(names: Iterable[str], positional: bool) -> set[str]:
+    """The names, and with `positional` all that `referrals` may say of them."""
+    out = set(names)
+    if positional:
+        places = {*SIDES, *MIDDLE, *(word for pair in (*VERTICAL, *DEPTH) for word in pair)}
+        out |= {said for name in set(out) for place in places for said in _forms(place, name)}
+    return out
 
 
 def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -34,7 +50,7 @@ def relative(rng: np.random.Generator, box: np.ndarray, other: np.ndarray, on_to
     if (size > 0).all() and rng.random() < 0.5:
         return _pick(rng, DEPTH[0] if on_top else DEPTH[1])
     if abs(dx) >= abs(dy):
-        return "left" if dx < 0 else "right"
+        return SIDES[int(dx >= 0)]
     return _pick(rng, VERTICAL[0] if dy < 0 else VERTICAL[1])
 
 
@@ -45,7 +61,7 @@ def absolute(rng: np.random.Generator, box: np.ndarray, grid: int) -> str:
         return _pick(rng, MIDDLE)
     words = []
     if col != 1:
-        words.append("left" if col == 0 else "right")
+        words.append(SIDES[int(col != 0)])
     if row != 1:
         words.append(_pick(rng, VERTICAL[0] if row == 0 else VERTICAL[1]))
     return _pick(rng, words)

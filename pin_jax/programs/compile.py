@@ -155,12 +155,12 @@ def decode_step(config: ConfigDict, mesh: Mesh, chip: topology.Chip) -> dict[str
     """Answering a batch of config.eval.batch_size questions a device, from the vision tokens to the last token."""
     begin = time.monotonic()
     vlm, shapes, front = _vlm(config, mesh, "none")
-    rows = config.eval.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.eval.batch_size * sharding.row_ways(mesh)
     options = vlm.model.config
     method = methods.build(config.method, options, config.method_options)
     inserts = jax.eval_shape(method.inserts, methods.shapes(method, shapes))
     more = 0 if inserts.vision_input is None else inserts.vision_input.shape[-2]  # they stay among the visual tokens
-    length = front + config.text_length - config.eval.new_tokens
+    length = front + train.planned_length(config) - config.eval.new_tokens
     vision = _rows(mesh, (rows, 1, options.media_tokens + more, options.vision.width), jnp.float32)
     ids, mask = _rows(mesh, (rows, length), jnp.int32), _rows(mesh, (rows, length), jnp.bool_)
     frozen = _placed(shapes, sharding.shardings(shapes, mesh, sharding.rules(config.rules)))

@@ -25,22 +25,18 @@ def run(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path 
     if path is not None:
         method, params = adapters.load(path, vlm, config.method)
         name, inserts = methods.describe(method)[0], method.inserts(params)
-    records = evaluate.scenes(config, vlm)
-    asked = evaluate.queries(records)
-    vision = evaluate.encode(vlm, [record["image"] for record in records], inserts=inserts)
-    where = [(query.image, query.name) for query in asked]
-    answers = evaluate.locate(vlm, vision, where, inserts, config.eval, f"asking with {name}")
+    test = evaluate.Evaluation(config, vlm)
+    answers = test.answers(inserts, f"asking with {name}")
     found = {"method": name, "adapter": str(path or "none")}
-    found |= {"errors": inspection.errors(asked, np.stack([a.box for a in answers]), vlm.codec.image_size)}
+    found |= {"errors": inspection.errors(test.queries, np.stack([a.box for a in answers]), vlm.codec.image_size)}
     maps = None
     if inserts.vision_output is not None:
         psi = np.asarray(inserts.vision_output)
         maps, shares = inspection.components(psi)
-        tokens = np.linalg.norm(vision.reshape(-1, vision.shape[-1]), axis=1)
         found["insert"] = {
             "explained": shares.tolist(),
             "norm": float(np.linalg.norm(psi, axis=1).mean()),  # of one token's part
-            "token_norm": float(tokens.mean()),  # of the vision tokens that it is added to
+            "token_norm": test.token_norm(inserts),  # of the vision tokens that it is added to
         }
     files.write_json(workdir / "inspection.json", found)
     figures.inspection(workdir / "inspection.png", name, found, maps)

@@ -136,7 +136,7 @@ def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | Non
     elif own.exists():
         path, missing, why = own, "", ", of this workdir"
     elif (workdir / "config.json").exists():
-        path, missing = own, f"workdir {workdir}: its training has not ended, so that it has no {INSERT}"
+        path, missing = own, f"workdir {workdir}: its training has not ended (checkpoints have theirs in inserts/)"
     elif config.run == "predict":
         path, missing = shipped, f"nothing was trained in {workdir}, and no insert ships with {config.vlm}"
         why = f", which ships with the VLM: nothing was trained in {workdir}"
@@ -167,26 +167,25 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Pat
       path: of the insert; None evaluates the frozen VLM alone. seconds: that went before, for results.json.
     """
     begin, (name, inserts) = time.monotonic(), inserts_of(path, vlm, config.method)
-    rows, records, asked, answers = evaluate.evaluate(config, vlm, inserts, name)
+    rows, test, answers = evaluate.evaluate(config, vlm, inserts, name)
     if jax.process_index() > 0:
         return
-    title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
-    real = isinstance(records, photographs.Photographs)
-    if real:
-        title = f"{records.name}: {len(records)} images, {config.eval.decoder} decoding"
-        photographs.table(title, rows)
+    records, real = test.records, test.photographs
+    if real is not None:
+        photographs.table(f"{real.name}: {len(records)} images, {config.eval.decoder} decoding", rows)
     else:
+        title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
         reporting.results_table(title, rows, evaluate.COLUMNS)
     coco_files.write(workdir, records, answers, vlm.codec.image_size)
-    shown = range(min(24, len(records)))
-    of = [[k for k, q in enumerate(asked) if q.image == i] for i in shown]
+    shown = range(min(evaluate.SHOWN, len(records)))
+    of = [[k for k, query in enumerate(test.queries) if query.image == i] for i in shown]
     figures.predictions(
         workdir / "predictions.png",
         [records[i]["image"] for i in shown],
         [", ".join(records[i]["query_text"]) for i in shown],
-        [[asked[k].name for k in ks] for ks in of],
+        [[test.queries[k].name for k in ks] for ks in of],
         [[answers[k].box for k in ks] for ks in of],
-        [[asked[k].box for k in ks] for ks in of],
+        [[test.queries[k].box for k in ks] for ks in of],
     )
     extra = {
         "config": json.loads(config.to_json_best_effort()),
@@ -195,7 +194,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Pat
         "frozen": vlm.identity,
         "seconds": {"training": seconds, "evaluation": time.monotonic() - begin},
     }
-    files.write_json(workdir / RESULTS, rows | extra | (records.about() if real else {}))
+    files.write_json(workdir / RESULTS, rows | extra | ({} if real is None else real.about(len(records))))
     if path is not None and path == workdir / INSERT:
         adapters.note(path, rows[name])
     reporting.say(f"wrote {workdir / RESULTS}, {workdir / 'predictions.png'}")

@@ -74,11 +74,14 @@ class _Rate(ProgressColumn):
 def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """A progress bar with ETA and rate.
 
-    On a terminal it moves; in a log it is a line for every tenth.
+    On a terminal it moves; in a log it is a line for every tenth. Without a title there is none.
 
     Yields:
       advance(done, note=""): sets how much is done.
     """
+    if not title:
+        yield lambda done, note="": None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Rate(unit + "s"))
     columns += (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     quiet = jax.process_index() != 0

@@ -8,7 +8,9 @@ axes of its last dimensions; the first that matches decides, and what no rule na
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -146,13 +148,68 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
-def from_local_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's records, its part of a global batch by `process_part`, as global arrays."""
+def row_ways(mesh: Mesh | None) -> int:
+    """Over how many devices the rows of a batch are split; devices along `tensor` share theirs."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def local_ways(mesh: Mesh | None) -> int:
+    """The same, of this process's part of a batch."""
+    return 1 if mesh is None else row_ways(mesh) // process_part(mesh)[1]
+
+
+def from_local_rows(batch: Any, mesh: Mesh | None) -> Any:
+    """A tree of this process's rows, its part of a global batch by `process_part`, as global arrays."""
+    if mesh is None:
+        return batch
     _, count = process_part(mesh)
-    return {
-        key: jax.make_array_from_process_local_data(by_rows(mesh), value, (len(value) * count, *value.shape[1:]))
-        for key, value in batch.items()
-    }
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(by_rows(mesh), rows, (len(rows) * count, *rows.shape[1:])),
+        batch,
+    )
+
+
+def local_rows(batch: Any, mesh: Mesh | None) -> Any:
+    """A tree of global arrays as this process's rows of them: what `from_local_rows` was given. All processes ask."""
+    if mesh is None or jax.process_count() == 1:
+        return jax.tree.map(np.asarray, batch)
+
+    def of_array(array: jax.Array) -> np.ndarray:
+        shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+    return jax.tree.map(of_array, _split_by_rows(mesh)(batch))
+
+
+@functools.cache
+def _split_by_rows(mesh: Mesh) -> Any:
+    return jax.jit(lambda tree: tree, out_shardings=by_rows(mesh))
+
+
+def share(total: int, mesh: Mesh | None) -> range:
+    """Which of so many things this process does: a stretch of them. Processes that share rows do the same ones."""
+    index, count = (0, 1) if mesh is None else process_part(mesh)
+    return range(total * index // count, total * (index + 1) // count)
+
+
+def gather(items: Sequence[Any], mesh: Mesh | None) -> list[Any]:
+    """What every process has of some things that were shared by `share`, in their order, on every process.
+
+    All processes must ask. Anything that pickle takes.
+    """
+    if mesh is None or jax.process_count() == 1:
+        return list(items)
+    part, _ = process_part(mesh)
+    data = np.frombuffer(pickle.dumps(list(items)), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([part, len(data)], np.int32))
+    rows = multihost_utils.process_allgather(np.pad(data, (0, sizes[:, 1].max() - len(data))))
+    parts = {int(part): row[:size].tobytes() for (part, size), row in zip(sizes, rows, strict=True)}
+    return [item for part in sorted(parts) for item in pickle.loads(parts[part])]
+
+
+def largest(value: int) -> int:
+    """The largest of a number over all processes; all of them must ask."""
+    return value if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(value)).max())
 
 
 def process_part(mesh: Mesh) -> tuple[int, int]:
@@ -181,7 +238,7 @@ def shard_rows(array: np.ndarray, mesh: Mesh | None) -> jax.Array | np.ndarray:
     """A host array, the same on every process, by rows where the mesh divides them, else replicated on every device."""
     if mesh is None:
         return array
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = row_ways(mesh)
     where = NamedSharding(mesh, PartitionSpec()) if len(array) % ways else by_rows(mesh)
     return put(array, where)
 
@@ -205,3 +262,15 @@ def barrier(name: str) -> None:
     """Waits until every process has come by: what the first has written before it, the others may read after it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def process_index() -> int:
+    """Of this process; does not wake the devices of a process that is alone."""
+    return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
+def least(here: int) -> int:
+    """The least of a number over all processes; all of them must ask."""
+    if jax.process_count() == 1:
+        return here
+    return int(multihost_utils.process_allgather(np.array([here], np.int32)).min())

@@ -37,11 +37,11 @@ def _mean(values: np.ndarray) -> dict[str, Any]:
     return {"mIoU": float(values.mean()) if len(values) else None, "queries": len(values)}
 
 
-def errors(asked: Sequence[Query], boxes: np.ndarray, size: int) -> dict[str, Any]:
+def errors(queries: Sequence[Query], boxes: np.ndarray, size: int) -> dict[str, Any]:
     """Where answers are right and wrong.
 
     Args:
-      asked: the queries. boxes: float[n, 4], the answers, in pixels. size: side of the image.
+      queries: what was asked. boxes: float[n, 4], the answers, in pixels. size: side of the image.
 
     Returns:
       size: mIoU and number of queries by the side of a square of the object's area (at 224 px); objects: by their
@@ -49,14 +49,14 @@ def errors(asked: Sequence[Query], boxes: np.ndarray, size: int) -> dict[str, An
       other objects, the shares whose answer lies on the asked object, on another one, on both alike, or on none (IoU of
       at most 0.1 with each).
     """
-    true = np.stack([query.box for query in asked])
+    true = np.stack([query.box for query in queries])
     scores = iou(boxes, true)
     side = np.sqrt(area(true)) * 224 / size
     centre = (true[:, :2] + true[:, 2:]) / 2
     place = np.minimum((centre * THIRDS / size).astype(int), THIRDS - 1)
-    objects = np.array([1 + len(query.others) for query in asked])
+    objects = np.array([1 + len(query.others) for query in queries])
     crowded = objects > 1
-    other = np.array([iou(box, q.others).max() if len(q.others) else 0 for box, q in zip(boxes, asked, strict=True)])
+    other = np.array([iou(box, q.others).max() if len(q.others) else 0 for box, q in zip(boxes, queries, strict=True)])
     ahead, none = (scores - other)[crowded], np.maximum(scores, other)[crowded] <= CLEAR
     kinds = {"asked": ~none & (ahead > CLEAR), "other": ~none & (ahead < -CLEAR)}
     kinds |= {"both alike": ~none & (abs(ahead) <= CLEAR), "none": none}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
@@ -12,7 +13,7 @@ from input_pipeline.loader import records as loaded
 from input_pipeline.sets import registry
 from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.transforms import Squash
-from pin_jax.runtime import reporting
+from pin_jax.runtime import reporting, sharding
 
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.3", "P@0.5", "P@0.7", "queries (M, L)", "unparsed (M, L)")
 
@@ -32,7 +33,7 @@ def table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 class Photographs(list):
-    """Records of photographs, squashed to a square, in the order of the set.
+    """This process's records of photographs, squashed to a square, in the order of the set.
 
     Attributes:
       name: of the set. counts: what the selection rules kept. bad_records: what was wrong with others.
@@ -42,24 +43,25 @@ class Photographs(list):
         super().__init__(records)
         self.name, self.counts, self.bad_records = name, counts, bad_records
 
-    def about(self) -> dict[str, Any]:
-        """For results.json."""
+    def about(self, images: int) -> dict[str, Any]:
+        """For results.json; `images`: those of all processes."""
         rows = [{"rule": rule, "images": images, "objects": objects} for rule, images, objects in self.counts]
         return {
             "data": {
                 "set": self.name,
-                "images": len(self),
+                "images": images,
                 "selection": rows,
                 "bad_records": self.bad_records.summary(),
             }
         }
 
 
-def read(config: ConfigDict, image_size: int, known: Sequence[str]) -> Photographs:
-    """Reads the set that config.eval.source names, by the rules of config.eval.select.
+def read(config: ConfigDict, image_size: int, known: Sequence[str], mesh: Mesh | None = None) -> Photographs:
+    """Reads this process's share of the set that config.eval.source names, by the rules of config.eval.select.
 
     Args:
       image_size: of the VLM, in pixels. known: names that it knows; empty for an open vocabulary.
+      mesh: whose processes share the set.
 
     Raises:
       UserError: no such set, or nothing of it can be asked for; a bad record, with config.on_bad_record=refuse.
@@ -72,13 +74,15 @@ def read(config: ConfigDict, image_size: int, known: Sequence[str]) -> Photograp
         source.counts.append((f"the first {options.images}", len(source), source.objects()))
     rows = {rule: f"{images:,} images, {objects:,} queries" for rule, images, objects in source.counts}
     reporting.plan(f"{source.name}: what the selection rules keep", rows)
-    found = []
+    found, total, own = [], len(source), sharding.share(len(source), mesh)
+    source.entries = source.entries[own.start : own.stop]
     with reporting.progress(f"reading {source.name}", len(source), "image") as advance:
         squash = Squash(image_size)
         for record in loaded(source, [squash], bad_records, threads=config.threads, progress=advance):
             found.append(record)
-    if not found:
-        raise UserError(f"{source.name}: none of its {len(source)} images can be read ({bad_records.report()})")
+    bad_records.take(dict(sharding.gather(list(bad_records.lines.items()), mesh)))
+    if not sharding.largest(len(found)):
+        raise UserError(f"{source.name}: none of its {total} images can be read ({bad_records.report()})")
     if bad_records.counts:
         reporting.say(f"{source.name}: left out {bad_records.report()}")
     return Photographs(found, source.name, source.counts, bad_records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Answer:
     score: float = 1.0
 
 
-def queries(records: list[dict[str, Any]]) -> list[Query]:
+def of_records(records: Sequence[dict[str, Any]]) -> list[Query]:
     """Every object of every record is one query; several phrases may be about the same object, by its `ids`."""
     return [
         Query(i, name, box, record["boxes"][[other != own for other in ids]])

@@ -85,6 +85,6 @@ def test_answers_follow_from_all_images_and_texts(frozen):
 def test_context_rows_of_the_table(frozen):
     config = config_for("unused")
     config.eval.update({"images": 2, "context": (2,), "context_images": 3, "batch_size": 4})
-    rows, _, asked, _ = evaluate.evaluate(config, frozen, Inserts())
+    rows, test, _ = evaluate.evaluate(config, frozen, Inserts())
     assert list(rows) == ["raw", "2_context", "random", "constant", "pin"]
-    assert rows["2_context"]["queries"] == len(asked)
+    assert rows["2_context"]["queries"] == len(test.queries)

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import prepare as prepare_config
-from input_pipeline.cache import Cache
 from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
-from input_pipeline.pasted import backgrounds, cutouts, packed, packing
+from input_pipeline.memory import Memory, remembered
+from input_pipeline.pasted import backgrounds, cutouts, packed, packing, sizes
 from input_pipeline.pasted.scenes import SceneConfig, Scenes
 from input_pipeline.sets.bad_records import BadRecordLog
 from input_pipeline.transforms import Only
@@ -233,15 +233,52 @@ def test_levels():
     assert packed.levels(224, 100) == [(224, 100), (112, 50), (56, 25), (28, 12)] and packed.levels(20, 5) == [(20, 5)]
 
 
-def test_a_cache_forgets_what_was_used_longest_ago():
+def test_memory_forgets_what_was_used_longest_ago():
     made = []
-    cache = Cache(100)
 
-    def get(key, cost=40):
-        return cache.get(key, lambda: made.append(key) or key, lambda value: cost)
+    class Source:
+        def __init__(self):
+            self._memory = Memory(100, lambda value: 101 if value == "large" else 40)
 
+        @remembered
+        def get(self, key):
+            made.append(key)
+            return key
+
+    source = Source()
     for key in "abacab":  # c pushes b out, b then pushes c out
-        assert get(key) == key
-    assert made == ["a", "b", "c", "b"] and len(cache) == 2
-    assert get("large", 101) == "large" and len(cache) == 2
-    assert len(pickle.loads(pickle.dumps(cache))) == 0
+        assert source.get(key) == key
+    assert made == ["a", "b", "c", "b"] and len(source._memory) == 2
+    assert source.get("large") == "large" and len(source._memory) == 2
+    own = Memory(100)
+    own["a"] = 1
+    copy = pickle.loads(pickle.dumps(own))
+    assert len(own) == 1 and len(copy) == 0 and copy.maxsize == 100
+
+
+def test_sizes_are_kept_beside_features_so_that_nothing_is_decoded(tmp_path, monkeypatch):
+    layouts.xpaste(tmp_path)
+    layouts.bg20k(tmp_path / "bg")
+    config = SceneConfig(image_size=64, cutouts=f"xpaste:{tmp_path}", backgrounds=f"folder:{tmp_path / 'bg'}")
+
+    def scenes(decoding=True):
+        source = Scenes(config, 0, 6)
+        if not decoding:
+            monkeypatch.setattr(
+                type(source.cutouts), "original", lambda self, index: pytest.fail("a cut-out is decoded")
+            )
+        with sizes.kept(source.cutouts, tmp_path / "cache"):
+            return [source.describe(k)["cells"].tolist() for k in range(6)]
+
+    wanted = scenes()
+    (table,) = (tmp_path / "cache").iterdir()
+    assert scenes(decoding=False) == wanted
+    monkeypatch.undo()
+    raw = bytearray(table.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    table.write_bytes(raw)
+    assert scenes() == wanted and scenes(decoding=False) == wanted  # measured anew, and kept
+    monkeypatch.undo()
+    layouts.cutout(tmp_path / "images" / "alarm_clock" / "0001.png", "red", (40, 60))
+    scenes()
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # of other files, another table

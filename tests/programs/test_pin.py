@@ -86,6 +86,25 @@ def test_uncached_training_with_the_encoder_inside(folder, tmp_path):
     assert (tmp_path / "insert.safetensors").exists()
 
 
+def test_evaluation_within_training_keeps_the_best_and_every_checkpoint_its_insert(folder, tmp_path):
+    config = config_for(folder, eval_every=3, eval_subset=3, ema=0.5, steps=8, save_every=4, keep=1, log_every=100)
+    pin.run(config, tmp_path)
+    rows = {row["step"]: row for row in map(json.loads, (tmp_path / "scalars.jsonl").read_text().splitlines())}
+    assert list(rows) == [3, 6, 8] and all(
+        {"loss", "eval_mIoU", "eval_unparsed"} <= row.keys() for row in rows.values()
+    )
+    best = json.loads((tmp_path / "best.json").read_text())["results"]
+    assert best["mIoU"] == max(row["eval_mIoU"] for row in rows.values()) == rows[best["step"]]["eval_mIoU"]
+    assert sorted(path.name for path in (tmp_path / "inserts").iterdir()) == ["8.json", "8.safetensors"]
+    last, final = (load_file(tmp_path / name) for name in ("inserts/8.safetensors", "insert.safetensors"))
+    assert all((last[key] == final[key]).all() for key in final)
+    # What is evaluated and exported is the average, which the inserts that train do not have.
+    plain = config_for(folder, steps=8, save_every=4)
+    pin.run(plain, tmp_path / "plain")
+    other = load_file(tmp_path / "plain" / "insert.safetensors")
+    assert any((final[key] != other[key]).any() for key in final)
+
+
 def test_another_seed_draws_other_scenes(folder, tmp_path):
     frozen = vlm.load(folder)
 

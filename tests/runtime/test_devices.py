@@ -1,4 +1,4 @@
-"""One device, eight fake ones and two processes train the same insert."""
+"""One device, eight fake ones and two processes train the same insert, and have the same answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tests.fixtures.small import write_vlm
 
 
 def command(folder, workdir) -> list[str]:
-    overrides = {"vlm": folder, "steps": 20, "batch_size": 8, "cache_images": 16, "log_every": 1, "eval.images": 2}
+    overrides = {"vlm": folder, "steps": 20, "batch_size": 8, "cache_images": 16, "log_every": 1}
+    overrides |= {"eval.images": 5, "eval.context": "(2,)", "eval.context_images": 4}
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     return [sys.executable, "main.py", "--config=configs/pin_flamingo.py:tiny", f"--workdir={workdir}", *flags]
 
@@ -39,6 +40,13 @@ def same(a, b):
     one, other = (load_file(w / "insert.safetensors") for w in (a, b))
     for key, value in one.items():
         np.testing.assert_allclose(value, other[key], atol=2e-4)  # Adam makes of a tiny gradient's sign a whole step
+    one, other = (json.loads((w / "results.json").read_text()) for w in (a, b))
+    for row in ("raw", "2_context", "random", "constant"):  # these do not depend on the trained insert's last digits
+        assert one[row] == other[row], row
+    assert one["pin"]["queries"] == other["pin"]["queries"] == one["raw"]["queries"]
+    np.testing.assert_allclose(one["pin"]["mIoU"], other["pin"]["mIoU"], atol=0.1)
+    truths = [json.loads((w / "ground_truth.json").read_text()) for w in (a, b)]
+    assert truths[0] == truths[1]
 
 
 def test_eight_devices(alone, tmp_path):

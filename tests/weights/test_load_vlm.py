@@ -74,7 +74,7 @@ def test_training_texts(folder):
     texts = vlm.detokenize(np.stack([counted, counted]))
     box, parsed = vlm.codec.decode(texts[0])
     assert parsed and box.tolist() == [2, 4, 8, 10]
-    with pytest.raises(ValueError, match="'cat' has over 8 tokens; raise config.text_length"):
+    with pytest.raises(UserError, match="'cat' has over 8 tokens; raise config.text_length"):
         BoxQuestions(vlm.tokenizer, vlm.codec, 2, 8, vlm.frame).random_map(record, np.random.default_rng(0))
     shapes = train.batch_shapes(tiny_blip2.config_for(folder), vlm, len(questions._encode(vlm.frame.prefix)))
     for key, value in out.items():
