@@ -102,7 +102,7 @@ def jax_side(size: int, dtype: str, attention: str) -> Callable[[np.ndarray], Ca
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: np.asarray(0.02 * rng.standard_normal(s.shape), np.float32), shapes)
     params = cast({key: params[key] for key in ("vision", "projection", "logit_scale")}, own)
-    run = jax.jit(lambda params, pixels: module.apply({"params": params}, pixels, stream, method="image_tokens")[0])
+    run = jax.jit(lambda params, pixels: module.apply({"params": params}, pixels, stream, method="image_tokens").second)
 
     def make(images: np.ndarray) -> Callable[[], object]:
         pixels = jnp.asarray(images.transpose(0, 2, 3, 1), own)

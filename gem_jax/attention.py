@@ -13,57 +13,51 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
 
 from input_pipeline.errors import UserError
-from pin_jax.models import layers
+from pin_jax.models import attention
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import AttentionContext, SecondStream, ViTConfig
 
 
-def self_attention(s: jax.Array, v: jax.Array, beta: jax.Array | float, bias: jax.Array | None = None) -> jax.Array:
-    """softmax(beta s s^T + bias) v: attention of one projection to itself.
-
-    Args:
-      s, v: float[B, N, H, d]. beta: float[] or float[B], multiplies the products. bias: float[N, N].
-    """
-    beta = jnp.asarray(beta * s.shape[-1] ** 0.5, s.dtype).reshape(-1, 1, 1, 1)  # its own scale is d^-0.5
-    return layers.attention(beta * s, s, v, None if bias is None else bias[None, None].astype(s.dtype))
-
-
-def bounded_self_attention(s: jax.Array, v: jax.Array, beta: jax.Array) -> jax.Array:
-    """The same for s of length 1 and beta float[B] > 0: s_i s_j <= 1, so no maximum has to be looked for first."""
-    wide = jnp.promote_types(s.dtype, jnp.float32)
-    beta = beta.astype(wide).reshape(-1, 1, 1, 1)
-    weights = jnp.exp(beta * jnp.einsum("bnhd,bmhd->bhnm", s, s, preferred_element_type=wide) - beta)
-    out = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v, preferred_element_type=wide)
-    return (out / weights.sum(-1).swapaxes(1, 2)[..., None]).astype(v.dtype)
+def self_attention(
+    s: Float[Array, "B N H d"],
+    v: Float[Array, "B N H d"],
+    beta: float,
+    bias: Float[Array, "N N"] | None = None,
+) -> Float[Array, "B N H d"]:
+    """softmax(beta s s^T + bias) v: attention of one projection to itself."""
+    q = jnp.asarray(beta * s.shape[-1] ** 0.5, s.dtype) * s  # attention's own scale is d^-0.5
+    return attention.vision(q, s, v) if bias is None else attention.plain(q, s, v, bias[None, None].astype(s.dtype))
 
 
-def maskclip(q, k, v, context: AttentionContext) -> jax.Array:
+def maskclip(q, k, v, context: AttentionContext) -> Float[Array, "B N H d"]:
     """v: every token keeps its own value (Zhou et al., Extract Free Dense Labels from CLIP, ECCV 2022)."""
     del q, k, context
     return v
 
 
-def clip_surgery(q, k, v, context: AttentionContext) -> jax.Array:
+def clip_surgery(q, k, v, context: AttentionContext) -> Float[Array, "B N H d"]:
     """softmax(s v v^T) v (Li et al., CLIP Surgery, 2023)."""
     del q, k, context
     return self_attention(v, v, v.shape[-1] ** -0.5)
 
 
-def sclip(q, k, v, context: AttentionContext) -> jax.Array:
+def sclip(q, k, v, context: AttentionContext) -> Float[Array, "B N H d"]:
     """(softmax(s q q^T) + softmax(s k k^T)) v (Wang et al., SCLIP, ECCV 2024)."""
     del context
     return sum(self_attention(s, v, v.shape[-1] ** -0.5) for s in (q, k))
 
 
-def clearclip(q, k, v, context: AttentionContext) -> jax.Array:
+def clearclip(q, k, v, context: AttentionContext) -> Float[Array, "B N H d"]:
     """softmax(s q q^T) v (Lan et al., ClearCLIP, ECCV 2024)."""
     del k, context
     return self_attention(q, v, v.shape[-1] ** -0.5)
 
 
-def naclip(q, k, v, context: AttentionContext, std: float = 5.0, log: bool = False) -> jax.Array:
+def naclip(q, k, v, context: AttentionContext, std: float = 5.0, log: bool = False) -> Float[Array, "B N H d"]:
     """softmax(s k k^T + w) v, w_ij = exp(-|p_i - p_j|^2 / (2 std^2)) over patches (Hajimiri et al., NACLIP, WACV 2025).
 
     w is added to the logits as it is, as in the authors' released code, or with `log` its logarithm, which multiplies
@@ -85,7 +79,7 @@ def gem(
     iterations: int = 1,
     temperature: float | None = None,
     parts: Sequence[str] = "qkv",
-) -> jax.Array:
+) -> Float[Array, "B N H d"]:
     """Mean over s in {q, k, v} of softmax(beta s^ s^^T) v (Bousselham et al., Grounding Everything, CVPR 2024, sec. 3).
 
     s^ = s / |s|, after `iterations` times s <- softmax(beta s^ s^^T) s^; beta = d^-0.5 mean_n |y_n|, per image, of the
@@ -101,13 +95,58 @@ def gem(
         beta = v.shape[-1] ** -0.5 * size.mean(-1)
     else:
         beta = jnp.full(len(y), temperature, y.dtype)
+    chosen = tuple({"q": q, "k": k, "v": v}[part] for part in parts)
+    at_once, by_head = (functools.partial(form, iterations=iterations) for form in (gem_at_once, gem_by_head))
+    return jax.lax.platform_dependent(chosen, v, beta, cpu=by_head, default=at_once)
+
+
+def gem_at_once(
+    parts: Sequence[Float[Array, "B N H d"]], v: Float[Array, "B N H d"], beta: Float[Array, " B"], iterations: int
+) -> Float[Array, "B N H d"]:
+    """GEM's sum over the parts, all heads together."""
+    wide = jnp.promote_types(v.dtype, jnp.float32)
+    beta = beta.astype(wide).reshape(-1, 1, 1, 1)
+
+    def attend(s: Array, v: Array) -> Array:
+        """softmax(beta s s^T) v; s has length 1, so s_i s_j <= 1 and no maximum has to be looked for first."""
+        weights = jnp.exp(beta * jnp.einsum("bnhd,bmhd->bhnm", s, s, preferred_element_type=wide) - beta)
+        out = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v, preferred_element_type=wide)
+        return (out / weights.sum(-1).swapaxes(1, 2)[..., None]).astype(v.dtype)
+
     total = 0
-    for part in parts:
-        s = unit_length({"q": q, "k": k, "v": v}[part])
+    for s in map(unit_length, parts):
         for _ in range(iterations):
-            s = unit_length(bounded_self_attention(s, s, beta))
-        total = total + bounded_self_attention(s, v, beta)
+            s = unit_length(attend(s, s))
+        total = total + attend(s, v)
     return total / len(parts)
+
+
+def gem_by_head(
+    parts: Sequence[Float[Array, "B N H d"]], v: Float[Array, "B N H d"], beta: Float[Array, " B"], iterations: int
+) -> Float[Array, "B N H d"]:
+    """The same for a CPU: head by head, so that each N x N map stays in its cache, and no sum is divided out of what is
+    brought to length 1 anyway."""
+    wide = jnp.promote_types(v.dtype, jnp.float32)
+
+    def one(head: tuple[Array, ...]) -> Array:
+        beta, v, *parts = head
+
+        def weights(s: Array) -> Array:
+            return jnp.exp(beta * jnp.matmul(s, s.T, preferred_element_type=wide) - beta)
+
+        total = 0
+        for s in map(unit_length, parts):
+            for _ in range(iterations):
+                s = unit_length(jnp.matmul(weights(s).astype(s.dtype), s, preferred_element_type=wide)).astype(v.dtype)
+            last = weights(s)
+            out = jnp.matmul(last.astype(v.dtype), v, preferred_element_type=wide)
+            total = total + (out / last.sum(-1, keepdims=True)).astype(v.dtype)
+        return total / len(parts)
+
+    heads = tuple(rearrange(x, "b n h d -> (b h) n d") for x in (v, *parts))
+    beta = jnp.repeat(beta.astype(wide), v.shape[2])
+    out = attention.each_head(one, (beta, *heads), v.shape[1] ** 2)
+    return rearrange(out, "(b h) n d -> b n h d", b=v.shape[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +154,14 @@ class Method:
     """A row of the table: the attention, how many of the last blocks it works in (None: as GEM's depth says), and what
     else of these blocks is kept."""
 
-    attend: Callable[..., jax.Array]
+    attend: Callable[..., Array]
     blocks: int | None
     residual: bool
     mlp: bool
 
 
 ATTENTION_METHODS = {
-    "clip": Method(layers.attention, 0, True, True),  # z is x: Radford et al., ICML 2021
+    "clip": Method(attention.vision, 0, True, True),  # z is x: Radford et al., ICML 2021
     "maskclip": Method(maskclip, 1, False, False),
     "clip_surgery": Method(clip_surgery, None, True, False),
     "sclip": Method(sclip, 1, True, True),

@@ -19,7 +19,7 @@ from input_pipeline.images import MAX_PIXELS, Picture
 from input_pipeline.images import open_image as picture
 from input_pipeline.text.prompts import article, is_template
 from pin_jax.models.layers import unit_length
-from pin_jax.models.vit import normalise
+from pin_jax.models.vit import Streams, normalise
 from pin_jax.runtime import reporting
 
 TEMPLATES = ("a photo of a {}.",)
@@ -108,9 +108,10 @@ class GEM:
           float[B, N, E] twice, after the projection and before any normalisation; the class token, if the model has
           one, stands first.
         """
-        return self._tokens(self.model.params, pixels)
+        streams = self._tokens(self.model.params, pixels)
+        return streams.second, streams.tokens
 
-    def _both(self, params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _both(self, params: Any, pixels: jax.Array) -> Streams:
         return self.model.module.apply({"params": params}, pixels, self.stream, method="image_tokens")
 
     def preprocess(self, images: Sequence[Picture], size: tuple[int, int] | None = None) -> np.ndarray:
@@ -120,7 +121,8 @@ class GEM:
 
     def _stream(self, params: Any, images: jax.Array, original: bool) -> jax.Array:
         """uint8[B, H, W, 3] -> float[B, N, E] of one stream; what the other alone needs is not computed."""
-        return self._both(params, normalise(images, self.model.mean, self.model.std))[int(original)]
+        streams = self._both(params, normalise(images, self.model.mean, self.model.std))
+        return streams.tokens if original else streams.second
 
     def similarity(self, images: np.ndarray, text: np.ndarray, original: bool = False) -> jax.Array:
         """Cosine of patches and texts before enlargement.

@@ -25,6 +25,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.text.box_codec import BoxCodec
 from input_pipeline.text.prompts import Frame
 from pin_jax.models import layers
+from pin_jax.models.attention import ATTENTION
 from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.interface import Inserts
@@ -332,7 +333,7 @@ def load_vlm(
         it, or a mapping from part to dtype. A small VLM's weights stay float32.
       mesh: from `sharding.make_mesh`; one device by default. rules: see `sharding.shardings`.
       remat: what the backward pass computes again, a key of `layers.REMAT`.
-      attention: of the vision encoder, a key of `layers.ATTENTION`.
+      attention: of the vision encoder, a key of `models.attention.ATTENTION`.
       grid: cells along a side of the image, of published VLMs' box text; 0: 16 as published, or the number next to it
         that divides the image.
       **pieces: of an OpenFlamingo, whose checkpoint `source` is: language_model, vision, and what else
@@ -347,7 +348,7 @@ def load_vlm(
     names = ("float32", "bfloat16", "float16", "published")
     if isinstance(dtype, str) and dtype not in names:
         raise UserError(f"config.dtype {dtype!r}: expected one of {', '.join(names)}")
-    for name, value, known in (("remat", remat, layers.REMAT), ("attention", attention, layers.ATTENTION)):
+    for name, value, known in (("remat", remat, layers.REMAT), ("attention", attention, ATTENTION)):
         if value not in known:
             raise UserError(f"config.{name} {value!r}: expected one of {', '.join(known)}")
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh

@@ -13,8 +13,8 @@ import functools
 from typing import Any
 
 import flax.struct
-import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline.errors import UserError
 from input_pipeline.text.box_codec import BoxCodec, all_boxes
@@ -27,24 +27,24 @@ class BoxAutomaton:
     """States are the places where an answer can go on in more than one way: S of them, with up to K choices.
 
     Attributes:
-      chain: int32[S, K, T], the token of each choice, followed by those that it forces.
-      length: int32[S, K], how many of the T there are; unused after a choice that completes a box.
-      allowed: bool[S, K], whether there is such a choice.
-      target: int32[S, K], the state that it leads to, or FINAL.
-      offset: int32[S, K]; their sum over the choices of an answer is the index of its box.
-      boxes: float32[N, 4], x1, y1, x2, y2 in pixels. spans: float32[I, 2], the intervals that they have on an axis.
+      chain: the token of each choice, followed by those that it forces.
+      length: how many of the T there are; unused after a choice that completes a box.
+      allowed: whether there is such a choice.
+      target: the state that it leads to, or FINAL.
+      offset: their sum over the choices of an answer is the index of its box.
+      boxes: x1, y1, x2, y2 in pixels. spans: the intervals that they have on an axis.
       start: tokens that every answer starts with. initial: the state after them.
       ragged: whether choices force different numbers of tokens.
       room: tokens that are fed after `start`, at most, with the pads behind them.
     """
 
-    chain: jax.Array
-    length: jax.Array
-    allowed: jax.Array
-    target: jax.Array
-    offset: jax.Array
-    boxes: jax.Array
-    spans: jax.Array
+    chain: Int[Array, "S K T"]
+    length: Int[Array, "S K"]
+    allowed: Bool[Array, "S K"]
+    target: Int[Array, "S K"]
+    offset: Int[Array, "S K"]
+    boxes: Float[Array, "N 4"]
+    spans: Float[Array, "I 2"]
     start: tuple[int, ...] = flax.struct.field(pytree_node=False)
     initial: int = flax.struct.field(pytree_node=False)
     ragged: bool = flax.struct.field(pytree_node=False)

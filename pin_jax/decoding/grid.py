@@ -10,27 +10,28 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from pin_jax.decoding.automaton import FINAL, BoxAutomaton
-from pin_jax.models.interface import Inserts
-from pin_jax.models.layers import NEGATIVE
+from pin_jax.decoding.beams import cache_rows, calls, take
+from pin_jax.models.attention import NEGATIVE
+from pin_jax.models.interface import Inserts, VisionLanguageModel
 
 DECODERS = ("grid_greedy", "grid_beam", "expected_iou")
 KEPT = 4  # boxes kept for each beam, to stand for the distribution
 IMPOSSIBLE = NEGATIVE / 2  # log probabilities below it stand for nothing at all
 
 
-def most_likely(log_w: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-    """The n largest of float[R, m], and their indices int[R, n]; `NEGATIVE` where there are fewer."""
+def most_likely(log_w: Float[Array, "R m"], n: int) -> tuple[Float[Array, "R n"], Int[Array, "R n"]]:
+    """The n largest of m, and their indices; `NEGATIVE` where there are fewer."""
     m = log_w.shape[1]
     best, pick = jax.lax.top_k(jnp.pad(log_w, [(0, 0), (0, max(n - m, 0))], constant_values=NEGATIVE), n)
     return best, pick.clip(0, m - 1)
 
 
-def resample(log_w: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+def resample(log_w: Float[Array, "R m"], n: int) -> tuple[Float[Array, "R n"], Int[Array, "R n"]]:
     """Picks n of m weighted things that stand for all of them.
 
     Fearnhead and Clifford's optimal resampling (2003): weights above some c are kept as they are; each stretch of total
@@ -38,10 +39,10 @@ def resample(log_w: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
     The stretches begin at a fixed place, so that the same question has the same answer again.
 
     Args:
-      log_w: float[R, m], log weights; below `IMPOSSIBLE` for nothing.
+      log_w: log weights; below `IMPOSSIBLE` for nothing.
 
     Returns:
-      New log weights float[R, n], and indices int[R, n]; `NEGATIVE` where there are fewer.
+      New log weights, and indices; `NEGATIVE` where there are fewer.
     """
     m = log_w.shape[1]
     log_w = jnp.pad(log_w, [(0, 0), (0, max(n - m, 0))], constant_values=NEGATIVE)
@@ -63,17 +64,17 @@ def resample(log_w: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames=("vlm", "beams", "kept", "select"))
 def search(
-    vlm: nn.Module,
+    vlm: VisionLanguageModel,
     params: Any,
-    vision: jax.Array,
-    ids: jax.Array,
-    mask: jax.Array,
+    vision: Float[Array, "B I N D"],
+    ids: Int[Array, "R T"],
+    mask: Bool[Array, "R T"],
     inserts: Inserts,
     automaton: BoxAutomaton,
     beams: int = 1,
     kept: int = 1,
     select: Callable = most_likely,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int[Array, "R kept"], Float[Array, "R kept"]]:
     """The likeliest boxes that beams on the grid find; one beam is greedy.
 
     A choice that completes a box ends its beam, and the box's probability is the beam's. With one box `kept`, such a
@@ -81,20 +82,16 @@ def search(
     penalty: no box is likelier for having more digits.
 
     Args:
-      vlm: see `pin_jax.models.interface`.
       automaton: of the VLM's tokenizer.
       vision, ids, mask, inserts: as in `pin_jax.decoding.search.greedy`.
       beams: the answers that are followed at a time. kept: how many boxes are returned.
 
     Returns:
-      int[R, kept], boxes as indices into `automaton.boxes`, the likeliest first, and their log probabilities
-      float32[R, kept]; below `IMPOSSIBLE` where fewer were found. As many beams as there are prefixes find every box.
+      Boxes as indices into `automaton.boxes`, the likeliest first, and their log probabilities
+      float32; below `IMPOSSIBLE` where fewer were found. As many beams as there are prefixes find every box.
     """
-    apply = functools.partial(vlm.apply, inserts.variables(params))
+    prefill, step = calls(vlm, params, inserts)
     rows, width = ids.shape[0], automaton.chain.shape[1]
-
-    def take(array, index):
-        return jnp.take_along_axis(array, index.reshape(*index.shape, *[1] * (array.ndim - 2)), 1)
 
     def choose(s, logits):
         """From logits float[R, b, V] of the running beams to the best beams after one more choice."""
@@ -113,9 +110,9 @@ def search(
         scores, pick = select(jnp.where(target == FINAL, NEGATIVE, scores), beams)
         parent, choice = pick // width, pick % width
         before = take(places, parent)
-        source = (jnp.arange(rows)[:, None] * places.shape[1] + parent).reshape(-1)
+        source = cache_rows(parent, places.shape[1])
         return {
-            "cache": s["cache"] if beams == 1 else vlm.reorder(s["cache"], source),
+            "cache": s["cache"] if beams == 1 else s["cache"].reorder(source),
             "tokens": automaton.chain[before, choice].reshape(rows * beams, -1).astype(ids.dtype),
             "lengths": jnp.where(scores > IMPOSSIBLE, automaton.length[before, choice], 0).reshape(-1),
             "state": take(target, pick).clip(0),
@@ -127,7 +124,7 @@ def search(
 
     def body(s):
         lengths = s["lengths"] if automaton.ragged else None
-        logits, cache = apply(s["cache"], s["tokens"], lengths, method="step")
+        logits, cache = step(s["cache"], s["tokens"], lengths)
         return choose({**s, "cache": cache}, logits.reshape(rows, beams, -1))
 
     def going(s):
@@ -136,9 +133,7 @@ def search(
             alive &= s["scores"] > s["found"]
         return alive.any()
 
-    logits, cache = apply(
-        vision, ids, mask, automaton.room, inserts, automaton.start, automaton.ragged, method="prefill"
-    )
+    logits, cache = prefill(vision, ids, mask, automaton.room, start=automaton.start, ragged=automaton.ragged)
     start = {
         "cache": cache,
         "state": jnp.full((rows, 1), automaton.initial),
@@ -152,15 +147,17 @@ def search(
 
 
 @jax.jit
-def best_expected(spans: jax.Array, boxes: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
+def best_expected(
+    spans: Float[Array, "I 2"], boxes: Float[Array, "R M 4"], log_p: Float[Array, "R M"]
+) -> tuple[Float[Array, "R 4"], Float[Array, " R"]]:
     """The box of highest expected IoU, among all boxes of the grid.
 
     Args:
-      spans: float[I, 2], every interval of one axis. boxes: float[R, M, 4] that may be true.
-      log_p: float[R, M], their log probabilities up to a constant; below `IMPOSSIBLE` for nothing.
+      spans: every interval of one axis. boxes: that may be true.
+      log_p: their log probabilities up to a constant; below `IMPOSSIBLE` for nothing.
 
     Returns:
-      float[R, 4], and its expected IoU, float32[R].
+      The box, and its expected IoU.
     """
 
     def overlap(low, high):
@@ -184,21 +181,20 @@ def best_expected(spans: jax.Array, boxes: jax.Array, log_p: jax.Array) -> tuple
 
 @functools.partial(jax.jit, static_argnames=("vlm", "decoder", "beams"))
 def answer(
-    vlm: nn.Module,
+    vlm: VisionLanguageModel,
     params: Any,
-    vision: jax.Array,
-    ids: jax.Array,
-    mask: jax.Array,
+    vision: Float[Array, "B I N D"],
+    ids: Int[Array, "R T"],
+    mask: Bool[Array, "R T"],
     inserts: Inserts,
     automaton: BoxAutomaton,
     decoder: str,
     beams: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "R 4"], Float[Array, " R"]]:
     """One box for each question, by one of `DECODERS`; arguments as in `search`.
 
     Returns:
-      float[R, 4], x1, y1, x2, y2 in pixels, and float[R]: the box's probability, or with `expected_iou` its expected
-      IoU.
+      Boxes x1, y1, x2, y2 in pixels, and the box's probability, or with `expected_iou` its expected IoU.
     """
     ask = functools.partial(search, vlm, params, vision, ids, mask, inserts, automaton)
     if decoder == "expected_iou":

@@ -5,51 +5,51 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from pin_jax.models.interface import Inserts
-from pin_jax.models.layers import NEGATIVE
+from pin_jax.decoding.beams import cache_rows, calls, take
+from pin_jax.models.attention import NEGATIVE
+from pin_jax.models.interface import Inserts, VisionLanguageModel
 
 
-def _suppress(logits: jax.Array, tokens: tuple[int, ...]) -> jax.Array:
+def _suppress(logits: Float[Array, "R V"], tokens: tuple[int, ...]) -> Float[Array, "R V"]:
     return logits.at[:, jnp.array(tokens, int)].set(NEGATIVE) if tokens else logits
 
 
 @functools.partial(jax.jit, static_argnames=("vlm", "steps", "suppress"))
 def greedy(
-    vlm: nn.Module,
+    vlm: VisionLanguageModel,
     params: Any,
-    vision: jax.Array,
-    ids: jax.Array,
-    mask: jax.Array,
+    vision: Float[Array, "B I N D"],
+    ids: Int[Array, "R T"],
+    mask: Bool[Array, "R T"],
     inserts: Inserts,
     steps: int = 12,
     suppress: tuple[int, ...] = (),
-) -> jax.Array:
+) -> Int[Array, "R steps"]:
     """The likeliest next token, `steps` times.
 
     Args:
-      vlm: see `pin_jax.models.interface`.
-      vision: float[B, I, N, D], from `encode`.
-      ids: int[R, T], left-padded; R a multiple of B. mask: bool[R, T].
+      vision: from `encode`.
+      ids: left-padded; R a multiple of B.
       inserts: what a method puts in.
       suppress: tokens that are never written (`<image>`, for one).
 
     Returns:
-      int[R, steps]; pads after the end token.
+      Tokens; pads after the end token.
     """
-    apply = functools.partial(vlm.apply, inserts.variables(params))
+    prefill, step = calls(vlm, params, inserts)
     end, pad = vlm.config.end_token, vlm.config.pad_token
-    logits, cache = apply(vision, ids, mask, steps, inserts, method="prefill")
+    logits, cache = prefill(vision, ids, mask, steps)
     out = jnp.full((ids.shape[0], steps), pad, ids.dtype)
 
     def body(state):
         i, logits, cache, out, done = state
         token = jnp.where(done, pad, _suppress(logits, suppress).argmax(-1)).astype(ids.dtype)
         out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], i, 1)
-        logits, cache = apply(cache, token, method="step")
+        logits, cache = step(cache, token)
         return i + 1, logits, cache, out, done | (token == end)
 
     def going(state):
@@ -60,17 +60,17 @@ def greedy(
 
 @functools.partial(jax.jit, static_argnames=("vlm", "steps", "suppress", "beams", "length_penalty"))
 def beam(
-    vlm: nn.Module,
+    vlm: VisionLanguageModel,
     params: Any,
-    vision: jax.Array,
-    ids: jax.Array,
-    mask: jax.Array,
+    vision: Float[Array, "B I N D"],
+    ids: Int[Array, "R T"],
+    mask: Bool[Array, "R T"],
     inserts: Inserts,
     steps: int = 12,
     suppress: tuple[int, ...] = (),
     beams: int = 3,
     length_penalty: float = 1.0,
-) -> jax.Array:
+) -> Int[Array, "R steps"]:
     """Beam search by transformers' rules (early_stopping False).
 
     Each step keeps the best 2 x beams continuations; those among the first `beams` that end are finished, with score
@@ -78,18 +78,14 @@ def beam(
     finished one.
 
     Returns:
-      int[R, steps], the best text of each row; pads after the end token. Other arguments as in `greedy`.
+      The best text of each row; pads after the end token. Other arguments as in `greedy`.
     """
-    apply = functools.partial(vlm.apply, inserts.variables(params))
+    prefill, step = calls(vlm, params, inserts)
     end, pad = vlm.config.end_token, vlm.config.pad_token
     rows = ids.shape[0]
-    logits, cache = apply(vision, ids, mask, steps, inserts, method="prefill")
+    logits, cache = prefill(vision, ids, mask, steps)
     every = jnp.repeat(jnp.arange(rows), beams)
-    logits, cache = logits[every], vlm.reorder(cache, every)
-
-    def take(array, index):
-        return jnp.take_along_axis(array, index.reshape(*index.shape, *[1] * (array.ndim - 2)), 1)
-
+    logits, cache = logits[every], cache.reorder(every)
     start = {
         "i": jnp.zeros((), jnp.int32),
         "logits": logits,
@@ -125,8 +121,8 @@ def beam(
         worst = jnp.where(is_finished, finished_scores.min(1, keepdims=True), NEGATIVE)
         possible = scores[:, :1] / length.astype(jnp.float32) ** length_penalty
         still_open = s["open"] & (possible > worst).any(1, keepdims=True)
-        source = (jnp.arange(rows)[:, None] * beams + take(parent, pick)).reshape(-1)
-        logits, cache = apply(vlm.reorder(s["cache"], source), take(token, pick).reshape(-1), method="step")
+        source = cache_rows(take(parent, pick), beams)
+        logits, cache = step(s["cache"].reorder(source), take(token, pick).reshape(-1))
         return {
             "i": length,
             "logits": logits,

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from input_pipeline.errors import UserError
 from pin_jax.models.interface import Inserts
@@ -40,13 +41,13 @@ def join(a: Inserts, b: Inserts) -> Inserts:
       UserError: both have a branch at the same dense layer.
     """
     joined = {}
-    for field in ("vision_input", "vision_output", "fusion_input", "text", "low_rank"):
+    for field in ("vision_input", "vision_output", "fusion_input", "text", "lora"):
         x, y = getattr(a, field), getattr(b, field)
         if x is None or y is None:
             joined[field] = y if x is None else x
         elif field == "vision_output":
             joined[field] = x + y
-        elif field == "low_rank":
+        elif field == "lora":
             joined[field] = _union(x, y)
         else:  # one of them may have tokens of its own for each image
             images = max((z.shape[:-2] for z in (x, y)), key=len)
@@ -55,8 +56,12 @@ def join(a: Inserts, b: Inserts) -> Inserts:
     return Inserts(**joined)
 
 
-def _union(x: dict, y: dict, path: str = "") -> dict:
-    for key in x.keys() & y.keys():
-        if key == "low_rank":
-            raise UserError(f"two methods have a low-rank branch at {path}; choose other config.method_options.layers")
-    return x | {k: _union(x[k], v, f"{path}/{k}".strip("/")) if k in x else v for k, v in y.items()}
+def _union(x: dict, y: dict) -> dict:
+    """Branches of both, flat by the paths of their dense layers in between."""
+    x, y = (traverse_util.flatten_dict(tree, sep="/") for tree in (x, y))
+    twice = sorted({name.rpartition("/")[0] for name in x.keys() & y.keys()})
+    if twice:
+        raise UserError(
+            f"two methods have a low-rank branch at {', '.join(twice)}; choose other config.method_options.layers"
+        )
+    return traverse_util.unflatten_dict(x | y, sep="/")

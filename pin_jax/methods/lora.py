@@ -86,8 +86,8 @@ class LoraVision:
                 stack = a.shape[:-2]
                 branch["key"] = jax.random.split(jax.random.fold_in(rng, i), stack)
                 branch["rate"] = jnp.full(stack, self.dropout)
-            out[f"{name}/low_rank"] = branch
-        return Inserts(low_rank=traverse_util.unflatten_dict(out, sep="/"))
+            out[name] = branch
+        return Inserts(lora=traverse_util.unflatten_dict(out, sep="/"))
 
 
 def merge(frozen: Any, inserts: Inserts, sign: int = 1) -> tuple[Any, Inserts]:
@@ -103,13 +103,12 @@ def merge(frozen: Any, inserts: Inserts, sign: int = 1) -> tuple[Any, Inserts]:
     """
 
     def added(tree: Any, branches: Any) -> Any:
-        if "low_rank" in branches:
-            kernel, branch = tree["kernel"], branches["low_rank"]
-            product = jnp.matmul(branch["a"], branch["b"], precision="highest")
-            return {**tree, "kernel": (kernel + sign * product).astype(kernel.dtype)}
+        if "kernel" in tree:
+            product = jnp.matmul(branches["a"], branches["b"], precision="highest")
+            return {**tree, "kernel": (tree["kernel"] + sign * product).astype(tree["kernel"].dtype)}
         return {**tree, **{name: added(tree[name], inner) for name, inner in branches.items()}}
 
-    return added(frozen, inserts.low_rank or {}), inserts.replace(low_rank=None)
+    return added(frozen, inserts.lora or {}), inserts.replace(lora=None)
 
 
 def unmerge(frozen: Any, inserts: Inserts) -> Any:

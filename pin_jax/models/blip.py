@@ -8,11 +8,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Array, Float, Int
 
-from pin_jax.models import layers
-from pin_jax.models.vit import AttentionFn, ViT, ViTConfig
+from pin_jax.models import attention, layers
+from pin_jax.models.vit import SecondStream, Streams, ViT, ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,34 +46,34 @@ class BERTBlock(nn.Module):
     config: BERTConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "C T D"], bias: attention.Bias) -> Float[Array, "C T D"]:
         config = self.config
         dense = functools.partial(layers.dense, dtype=config.dtype)
         norm = functools.partial(nn.LayerNorm, epsilon=config.eps, dtype=config.dtype)
         q, k, v = rearrange(dense(3 * config.width, name="qkv")(x), "b n (t h d) -> t b n h d", t=3, h=config.heads)
-        out = rearrange(layers.attention(q, k, v, bias), "b n h d -> b n (h d)")
+        out = rearrange(attention.plain(q, k, v, bias), "b n h d -> b n (h d)")
         x = norm(name="norm_1")(x + dense(config.width, name="out")(out))
         y = layers.ACTIVATIONS[config.act](dense(config.mlp, name="fc1")(x))
         return norm(name="norm_2")(x + dense(config.width, name="fc2")(y))
 
 
 class BERT(nn.Module):
-    """Ids int[C, T] (padded with `config.pad`) -> hidden states float[C, T, D]."""
+    """Ids of texts (padded with `config.pad`) -> hidden states."""
 
     config: BERTConfig
 
     @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: Int[Array, "C T"]) -> Float[Array, "C T D"]:
         config = self.config
         init = nn.initializers.normal(0.02)
         table = self.param("embedding", init, (config.vocab, config.width))
         positions = self.param("positions", init, (config.context, config.width))
         x = (table[ids] + positions[: ids.shape[1]]).astype(config.dtype or table.dtype)
         x = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype, name="norm")(x)
-        bias = jnp.where(ids == config.pad, layers.NEGATIVE, 0.0)[:, None, None].astype(x.dtype)
+        bias = attention.visible(ids != config.pad)[:, None, None].astype(x.dtype)
         block, init_blocks = layers.stacked(functools.partial(BERTBlock, config), config.depth)
-        params = self.param("blocks", lambda rng: init_blocks(rng, x, bias))
-        return layers.scan(lambda x, p: (block.apply({"params": p}, x, bias), None), x, params, unroll=False)[0]
+        blocks = layers.stack(self, "blocks", lambda rng: init_blocks(rng, x, bias))
+        return layers.scan(lambda x, own: (block.apply(own, x, bias), None), x, blocks, unroll=False)[0]
 
 
 class BLIP(nn.Module):
@@ -87,18 +87,19 @@ class BLIP(nn.Module):
         dense = functools.partial(layers.dense, dtype=self.config.vision.dtype)
         self.projection, self.text_projection = dense(self.config.embed), dense(self.config.embed)
 
-    def __call__(self, pixels: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "C T"]
+    ) -> tuple[Float[Array, "B E"], Float[Array, "C E"]]:
         return self.image(pixels), self.text(ids)
 
-    def image(self, pixels: jax.Array) -> jax.Array:
-        """Pixels float[B, H, W, 3] -> float[B, E]."""
-        return self.projection(self.vision(pixels)[:, 0])
+    def image(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
+        """Images in the shared space."""
+        return self.projection(self.vision(pixels).tokens[:, 0])
 
-    def text(self, ids: jax.Array) -> jax.Array:
-        """Ids int[C, T], padded -> float[C, E], from the first token."""
+    def text(self, ids: Int[Array, "C T"]) -> Float[Array, "C E"]:
+        """Texts, padded, in the shared space, from the first token."""
         return self.text_projection(self.bert(ids)[:, 0])
 
-    def image_tokens(self, pixels: jax.Array, attention_fn: AttentionFn) -> tuple[jax.Array, jax.Array]:
-        """Every token in the shared space, float[B, N, E] twice: see `clip.CLIP.image_tokens`."""
-        second, original = self.vision(pixels, attention_fn)
-        return self.projection(second), self.projection(original)
+    def image_tokens(self, pixels: Float[Array, "B H W 3"], second: SecondStream) -> Streams:
+        """Every token of both streams in the shared space."""
+        return jax.tree.map(self.projection, self.vision(pixels, second))

@@ -10,10 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Array, Float, Int
 
-from pin_jax.models import layers
+from pin_jax.models import attention, layers
 from pin_jax.models.layers import unit_length
-from pin_jax.models.vit import AttentionFn, ViT, ViTBlock, ViTConfig
+from pin_jax.models.vit import SecondStream, Streams, ViT, ViTBlock, ViTConfig
 
 POOLS = ("argmax", "eos", "last")
 
@@ -74,12 +75,12 @@ class CLIPConfig:
 
 
 class TextTower(nn.Module):
-    """Ids int[C, T], T at most the context -> float[C, D], the pooled token after the last LayerNorm."""
+    """Ids of texts, T at most the context -> the pooled token after the last LayerNorm."""
 
     config: TextConfig
 
     @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: Int[Array, "C T"]) -> Float[Array, "C D"]:
         config = self.config
         if ids.shape[1] > config.context:
             raise ValueError(f"text of {ids.shape[1]} tokens; the tower takes {config.context}: cut it")
@@ -87,19 +88,20 @@ class TextTower(nn.Module):
         table = self.param("embedding", init, (config.vocab, config.width))
         positions = self.param("positions", init, (config.context, config.width))
         x = (table[ids] + positions[: ids.shape[1]]).astype(config.dtype or table.dtype)
-        attend = layers.attention
+        attend = attention.plain
         if config.causal:
             seen = jnp.tril(jnp.ones((ids.shape[1],) * 2, bool))
-            attend = functools.partial(attend, bias=jnp.where(seen, 0, layers.NEGATIVE)[None, None].astype(x.dtype))
+            attend = functools.partial(attend, bias=attention.visible(seen)[None, None].astype(x.dtype))
         # A text block is the ViT's block: pre-norm, fused qkv, two-layer MLP.
         form = ViTConfig(
             width=config.width, heads=config.heads, mlp=config.mlp, act=config.act, eps=config.eps, dtype=config.dtype
         )
         block, init_blocks = layers.stacked(functools.partial(ViTBlock, form), config.depth)
-        params = self.param("blocks", lambda rng: init_blocks(rng, x, layers.attention))
-        x, _ = layers.scan(
-            lambda x, params: (block.apply({"params": params}, x, attend), None), x, params, unroll=config.unroll
+        blocks = layers.stack(self, "blocks", lambda rng: init_blocks(rng, Streams(x), attend))
+        streams, _ = layers.scan(
+            lambda x, own: (block.apply(own, x, attend), None), Streams(x), blocks, unroll=config.unroll
         )
+        x = streams.tokens
         if config.pool == "last":
             x = x[:, -1]
         else:
@@ -123,32 +125,28 @@ class MapHead(nn.Module):
         self.norm = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype)
         self.fc1, self.fc2 = dense(config.mlp), dense(config.width)
 
-    def _part(self, x: jax.Array, index: int) -> jax.Array:
-        """q (0), k (1) or v (2) of x float[B, N, D]."""
+    def _part(self, x: Float[Array, "B N D"], index: int) -> Float[Array, "B N D"]:
+        """q (0), k (1) or v (2) of x."""
         columns = slice(index * self.config.width, (index + 1) * self.config.width)
         return x @ self.qkv[:, columns].astype(x.dtype) + self.qkv_bias[columns].astype(x.dtype)
 
-    def _mlp(self, x: jax.Array) -> jax.Array:
+    def _mlp(self, x: Array) -> Array:
         return x + self.fc2(layers.ACTIVATIONS[self.config.act](self.fc1(self.norm(x))))
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Tokens float[B, N, D] -> float[B, D]."""
+    def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """All tokens of an image -> one."""
         probe = jnp.broadcast_to(self.probe.astype(tokens.dtype), (tokens.shape[0], 1, self.config.width))
         parts = (self._part(x, i) for i, x in enumerate((probe, tokens, tokens)))
-        out = layers.attention(*(rearrange(x, "b n (h d) -> b n h d", h=self.config.heads) for x in parts))
+        out = attention.plain(*(rearrange(x, "b n (h d) -> b n h d", h=self.config.heads) for x in parts))
         return self._mlp(self.out(rearrange(out, "b n h d -> b n (h d)")))[:, 0]
 
-    def tokens(self, tokens: jax.Array) -> jax.Array:
-        """Every token float[B, N, D] pooled as if it were the only one: its softmax is 1, so only v is left."""
+    def tokens(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """Every token pooled as if it were the only one: its softmax is 1, so only v is left."""
         return self._mlp(self.out(self._part(tokens, 2)))
 
 
 class CLIP(nn.Module):
-    """Both towers and their projections.
-
-    Call with pixels float[B, H, W, 3] (normalised) and ids int[C, T]; returns image and text embeddings float[B, E] and
-    float[C, E], not normalised.
-    """
+    """Both towers and their projections: normalised pixels and ids of texts -> embeddings of both, not normalised."""
 
     config: CLIPConfig
 
@@ -166,31 +164,27 @@ class CLIP(nn.Module):
         if config.logit_bias:
             self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), ())
 
-    def __call__(self, pixels: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "C T"]
+    ) -> tuple[Float[Array, "B E"], Float[Array, "C E"]]:
         return self.image(pixels), self.text(ids)
 
-    def image(self, pixels: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-        """Pixels float[B, H, W, 3] -> float[B, E]; `keep` as in `ViT`."""
-        tokens = self.vision(pixels, keep=keep)
+    def image(self, pixels: Float[Array, "B H W 3"], keep: Int[Array, " K"] | None = None) -> Float[Array, "B E"]:
+        """Images in the shared space; `keep` as in `ViT`."""
+        tokens = self.vision(pixels, keep=keep).tokens
         return self.head(tokens) if self.config.head == "map" else self.projection(tokens[:, 0])
 
-    def text(self, ids: jax.Array) -> jax.Array:
-        """Ids int[C, T] -> float[C, E]."""
+    def text(self, ids: Int[Array, "C T"]) -> Float[Array, "C E"]:
+        """Texts in the shared space."""
         return self.text_projection(self.text_tower(ids))
 
-    def image_tokens(self, pixels: jax.Array, attention_fn: AttentionFn) -> tuple[jax.Array, jax.Array]:
-        """Every token in the shared space.
-
-        Returns:
-          float[B, N, E] twice, the class token (if there is one) first: of the stream that `attention_fn` makes, and of
-          the original one.
-        """
+    def image_tokens(self, pixels: Float[Array, "B H W 3"], second: SecondStream) -> Streams:
+        """Every token of both streams in the shared space, the class token (if there is one) first."""
         project = self.head.tokens if self.config.head == "map" else self.projection
-        second, original = self.vision(pixels, attention_fn)
-        return project(second), project(original)
+        return jax.tree.map(project, self.vision(pixels, second))
 
-    def similarity(self, images: jax.Array, texts: jax.Array) -> jax.Array:
-        """Logits float[B, C] of embeddings float[B, E] and float[C, E], with the learned scale (at most 100)."""
+    def similarity(self, images: Float[Array, "B E"], texts: Float[Array, "C E"]) -> Float[Array, "B C"]:
+        """Logits of embeddings, with the learned scale (at most 100)."""
         logits = jnp.exp(jnp.minimum(self.logit_scale, jnp.log(100.0))) * (unit_length(images) @ unit_length(texts).T)
         return logits + self.logit_bias if self.config.logit_bias else logits
 

@@ -7,11 +7,12 @@ import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
 
-from pin_jax.models import layers
+from pin_jax.models import attention, layers
+from pin_jax.models.interface import KeysValues
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,27 +49,25 @@ class GPTNeoXConfig:
         """One block as a pure function of its parameters."""
         return GPTNeoXBlock(self, parent=parent)
 
-    def context(self, query_pos: jax.Array, key_mask: jax.Array) -> tuple[jax.Array, ...]:
-        """What every block is given: logit bias float[B, 1, T, S]; cosine and sine of the queries, float[T or B T, R].
-
-        Args:
-          query_pos: int[T] or int[B, T], the place of each query among the S keys. Pads count: only differences of
-            places are ever seen.
-          key_mask: bool[B, S], False at pads.
-        """
-        earlier = (jnp.arange(key_mask.shape[1]) <= query_pos[..., None])[..., None, :, :]
-        bias = jnp.where(earlier & key_mask[:, None, None, :], 0.0, layers.NEGATIVE)
+    def context(self, columns: Int[Array, "#R T"]) -> tuple[Float[Array, "#R T C"], Float[Array, "#R T C"]]:
+        """Cosine and sine of the tokens' angles. Pads count: only differences of places are ever seen."""
         rotated = int(self.head_dim * self.rotary_share)
         speed = self.rotary_base ** -(jnp.arange(0, rotated, 2) / rotated)
-        angle = query_pos[..., None].astype(jnp.float32) * jnp.concatenate([speed, speed])
-        return bias, jnp.cos(angle), jnp.sin(angle)
+        angle = columns[..., None].astype(jnp.float32) * jnp.concatenate([speed, speed])
+        return jnp.cos(angle), jnp.sin(angle)
+
+    def bias(self, queries: Int[Array, "#R T"], keys: Int[Array, " S"], mask: Bool[Array, "#R S"]) -> attention.Bias:
+        """Causality and padding."""
+        return attention.visible(attention.causal(queries, keys, mask))
 
 
 REDPAJAMA_3B = GPTNeoXConfig()
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary positions: pairs (i, i + R/2) of the first R channels of x float[B, T, H, d] turn by their angle."""
+def rotate(
+    x: Float[Array, "R T H d"], cos: Float[Array, "#R T C"], sin: Float[Array, "#R T C"]
+) -> Float[Array, "R T H d"]:
+    """Rotary positions: pairs (i, i + C/2) of the first C channels turn by their angle."""
     turned, rest = jnp.split(x, [cos.shape[-1]], -1)
     first, second = jnp.split(turned.astype(jnp.float32), 2, -1)
     swapped = jnp.concatenate([-second, first], -1)
@@ -77,29 +76,30 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 class GPTNeoXBlock(nn.Module):
-    """Pre-norm decoder block with an optional cache of keys and values; called as `mpt.MPTBlock` is."""
+    """Pre-norm decoder block."""
 
     config: GPTNeoXConfig
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        context: tuple[jax.Array, ...],
-        cache: tuple[jax.Array, jax.Array] | None = None,
-        index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """One block: x float[B, T, D] and `GPTNeoXConfig.context` -> x, and the keys and values attended to."""
+        x: Float[Array, "R T D"],
+        bias: attention.Bias,
+        context: tuple[Float[Array, "#R T C"], Float[Array, "#R T C"]],
+        prompt: attention.Segment | None = None,
+        text: KeysValues | None = None,
+        index: Int[Array, "*R"] | int = 0,
+    ) -> tuple[Float[Array, "R T D"], KeysValues]:
+        """One block; bias and context of `GPTNeoXConfig`, the rest as in `opt.OPTBlock`."""
         config = self.config
-        bias, cos, sin = context
         norm = functools.partial(nn.LayerNorm, epsilon=config.eps, dtype=config.dtype)
         dense = functools.partial(layers.dense, dtype=config.dtype)
         qkv = dense(3 * config.width, name="qkv")(norm(name="norm_1")(x))
-        q, k, v = rearrange(qkv, "b n (t h d) -> t b n h d", t=3, h=config.heads)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            k, v = (layers.extend(old, new, index) for old, new in zip(cache, (k, v), strict=True))
-        out = rearrange(layers.attention(q, k, v, bias), "b n h d -> b n (h d)")
-        attended = x + dense(config.width, name="out")(out)
+        q, k, v = rearrange(qkv, "r t (n h d) -> n r t h d", n=3, h=config.heads)
+        q, k = rotate(q, *context), rotate(k, *context)
+        if text is not None:
+            k, v = attention.write(text, (k, v), index)
+        out = attention.over_segments(q, ([prompt] if prompt else []) + [(k, v, bias)])
+        attended = x + dense(config.width, name="out")(rearrange(out, "r t h d -> r t (h d)"))
         y = dense(config.mlp, name="up")(norm(name="norm_2")(x if config.parallel else attended))
         return attended + dense(config.width, name="down")(layers.ACTIVATIONS[config.act](y)), (k, v)

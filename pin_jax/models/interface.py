@@ -1,33 +1,23 @@
-"""The interface that every VLM of the project offers, and what a method may put into one.
+"""The interfaces that VLMs and language models offer, and what a method may put into a VLM.
 
-A VLM is a Linen module with a `config` that has `vision.width`, `media_tokens` (vision tokens of one image, to which an
-insert is added), `image_token`, `end_token` and `pad_token`, and with these methods:
-
-  encode(pixels float[B, I, H, W, 3], inserts) -> vision tokens float[B, I, N, D]; B samples of I images each
-  fuse(vision, inserts) -> media, whatever the language model reads
-  __call__(pixels, input_ids int[R, T], attention_mask, inserts, vision, labels) -> logits float32[R, T, V]
-  predict(vision, texts, inserts) -> logits float32[R, P, V], labels int[R, P] and weights float[R, P] of teacher-forced
-    texts, for the loss. texts: ids int[R, T] and target float[R, T], the weight of each token; where a model reads one
-    text and writes another, labels int[R, T] too, to which target belongs. With places int[R, P], where tokens of
-    weight stand (-1 for none), only these go through the head; without, P is all that can count
-  prefill(vision, input_ids, attention_mask, steps, inserts, start, ragged) -> logits float32[R, V] and a cache, with
-    room for `steps` tokens more. `start` holds tokens that every answer starts with; `ragged` says that rows will be
-    given different numbers of tokens
-  step(cache, tokens int[R] or int[R, T], lengths) -> logits float32[R, V] and the cache. `lengths` int[R] says how many
-    of the T tokens are a row's own, in a ragged cache; the pads behind them are overwritten by what comes next
-  reorder(cache, rows int[R']) -> the cache whose row i is what row rows[i] was; rows stay with their image
-
-Rows of text may be a multiple of the samples: row r then asks about sample r // (R / B), so that an image's questions
-share what is computed of it.
+A VLM is a vision encoder, a fusion module and a language model (`models.base` puts them together). Sizes: B samples of
+I images; N vision tokens an image, of width D; L media tokens an image, behind the fusion module; R rows of text of T
+tokens; V words. R is a multiple of B: row r asks about sample r // (R / B), so that an image's questions share what is
+computed of it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+Tree = Mapping[str, Any]  # a nested dict of arrays
+KeysValues = tuple[Float[Array, "... _ _ _ _"], Float[Array, "... _ _ _ _"]]  # rows, tokens, heads, channels
 
 
 @flax.struct.dataclass
@@ -35,32 +25,32 @@ class Inserts:
     """What a method puts into a frozen VLM; every field is optional.
 
     Attributes:
-      vision_input: float[P, D], tokens after the class token at the vision encoder's input (VPT on phi_V); or
-        float[images, P, D], where each image has its own (dropout).
-      vision_output: float[N, D], added to the vision encoder's output (PIN).
-      fusion_input: float[P, D], tokens among those handed to the fusion module (VPT on F); or float[B, P, D].
-      text: float[P, D_text], embeddings in front of the text (CoOp).
-      low_rank: branches beside dense layers (LoRA), nested as the VLM's parameters are: at the place of a kernel
-        float[..., in, out] stands {"low_rank": {"a": float[..., in, r], "b": float[..., r, out]}}; see `layers.Dense`.
+      vision_input: tokens after the class token at the vision encoder's input (VPT on phi_V); with a leading axis,
+        where each image has its own (dropout).
+      vision_output: added to the vision encoder's output (PIN).
+      fusion_input: tokens among those handed to the fusion module (VPT on F); with a leading axis, of each sample.
+      text: embeddings in front of the text (CoOp).
+      lora: branches beside dense layers, nested as the VLM's parameters are: at the place of a dense layer with kernel
+        float[..., in, out] stands {"a": float[..., in, r], "b": float[..., r, out]}; see `layers.Dense`.
     """
 
-    vision_input: jax.Array | None = None
-    vision_output: jax.Array | None = None
-    fusion_input: jax.Array | None = None
-    text: jax.Array | None = None
-    low_rank: Any = None
+    vision_input: Float[Array, "*images P D"] | None = None
+    vision_output: Float[Array, "N D"] | None = None
+    fusion_input: Float[Array, "*samples P D"] | None = None
+    text: Float[Array, "P D_text"] | None = None
+    lora: Tree | None = None
 
     @property
     def in_vision(self) -> bool:
         """Whether the vision encoder computes something else with them: its output then cannot be computed before."""
-        return self.vision_input is not None or "vision" in (self.low_rank or {})
+        return self.vision_input is not None or "vision" in (self.lora or {})
 
-    def variables(self, frozen: Any) -> dict[str, Any]:
-        """A VLM's parameters, with the low-rank branches in their places: what its `apply` takes."""
-        return {"params": _beside(frozen, self.low_rank or {})}
+    def variables(self, frozen: Tree) -> dict[str, Tree]:
+        """A VLM's parameters, and the low-rank branches in a collection of their own: what its `apply` takes."""
+        return {"params": frozen} | ({"lora": self.lora} if self.lora else {})
 
-    def after_vision(self, vision: jax.Array, first: int = 0) -> jax.Array:
-        """Vision tokens float[B, I, N, D] -> float[B, I, N (+ P), D]: x* = x + psi(S), then the fusion tokens.
+    def after_vision(self, vision: Float[Array, "B I N D"], first: int = 0) -> Float[Array, "B I N_and_P D"]:
+        """Vision tokens -> x* = x + psi(S), then the fusion tokens.
 
         Args:
           first: how many of them stand before those that came out of `vision_input`, to which nothing is added.
@@ -78,8 +68,10 @@ class Inserts:
             vision = jnp.concatenate([vision, extra], 2)
         return vision
 
-    def before_text(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, int]:
-        """Embeddings float[R, T, D] and mask bool[R, T] -> those with P more in front, and P."""
+    def before_text(
+        self, x: Float[Array, "R T D_text"], mask: Bool[Array, "R T"]
+    ) -> tuple[Float[Array, "R P_and_T D_text"], Bool[Array, "R P_and_T"], int]:
+        """Embeddings and their mask -> those with P more in front, and P."""
         if self.text is None:
             return x, mask, 0
         prefix = self.text.shape[0]
@@ -87,13 +79,175 @@ class Inserts:
         return jnp.concatenate([front, x], 1), jnp.pad(mask, [(0, 0), (prefix, 0)], constant_values=True), prefix
 
 
-def _beside(tree: Any, extra: dict[str, Any]) -> Any:
-    """A nested dict with more entries; what is there stays, and is not copied."""
-    return {**tree, **{k: _beside(tree[k], v) if k in tree else v for k, v in extra.items()}}
+@flax.struct.dataclass
+class Media:
+    """Media that text attends to from layers of its own (Flamingo); none where media stand among the embeddings.
+
+    Attributes:
+      tokens: float[B, I, L, D].
+      index: int[R, T], which image (1-based) each text token attends to; 0 before the first.
+    """
+
+    tokens: Float[Array, "B I L D"]
+    index: Int[Array, "R T"]
 
 
-def target_tokens(texts: dict[str, jax.Array], of: str = "ids", start: int = 0) -> tuple[jax.Array, jax.Array]:
-    """What is predicted of teacher-forced texts: labels int[R, P] and their weights float[R, P].
+@flax.struct.dataclass
+class Cache:
+    """What a language model keeps while it writes: one shape for all of them.
+
+    P prompts of S tokens were read. R rows are written, a multiple of P, and share what they go on from: row r
+    continues prompt r // (R / P), which is neither copied nor reordered. K layers have keys and values.
+
+    Attributes:
+      prompt: keys and values float[K, P, S, H, d] of what was read; of an encoder-decoder model, of its encoder's
+        output. prompt_mask: bool[P, S], False at pads.
+      text: keys and values float[K, R, T, H, d] of what is written, T the room for it.
+      index: how many of the T there are: int[], or int[R] in a ragged cache, whose rows have come to different places.
+      media: keys and values float[G, B, M, H, d] of the G layers that attend to media, if there are any.
+      media_mask: bool[P, M], which of them a prompt's continuations see.
+    """
+
+    prompt: KeysValues
+    prompt_mask: Bool[Array, "P S"]
+    text: KeysValues
+    index: Int[Array, "*R"]
+    media: KeysValues | None = None
+    media_mask: Bool[Array, "P M"] | None = None
+
+    def reorder(self, rows: Int[Array, " R_new"]) -> Cache:
+        """The cache whose row i is what row rows[i] was, of the same prompt; R_new may be another multiple of P."""
+        text = jax.tree.map(lambda a: a[:, rows], self.text)
+        return self.replace(text=text, index=self.index[rows] if self.index.ndim else self.index)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """S and T: tokens of a prompt, and room for those that are written."""
+        return self.prompt_mask.shape[1], self.text[0].shape[2]
+
+    def per_row(self, of_prompts: Shaped[Array, " P *rest"]) -> Shaped[Array, " R *rest"]:
+        """What holds for a prompt, for each row that continues it."""
+        return jnp.repeat(of_prompts, self.text[0].shape[1] // len(of_prompts), 0)
+
+
+@runtime_checkable
+class VisionLanguageModel(Protocol):
+    """A VLM: a Linen module of which `apply` reaches these methods.
+
+    Attributes:
+      config: with `vision.width`, `media_tokens` (vision tokens of one image, to which an insert is added),
+        `image_token`, `end_token` and `pad_token`.
+    """
+
+    config: Any
+
+    def encode(self, pixels: Float[Array, "B I H W 3"], inserts: Inserts) -> Float[Array, "B I N D"]:
+        """Normalised pixels -> vision tokens."""
+
+    def fuse(self, vision: Float[Array, "B I N D"], inserts: Inserts) -> Float[Array, "B I L D_media"]:
+        """Vision tokens -> media, whatever the language model reads, with x* = x + psi(S) in between."""
+
+    def __call__(
+        self,
+        pixels: Float[Array, "B I H W 3"] | None,
+        input_ids: Int[Array, "R T"],
+        attention_mask: Shaped[Array, "R T"] | None,
+        inserts: Inserts,
+        vision: Float[Array, "B I N D"] | None,
+        labels: Int[Array, "R T_labels"] | None,
+    ) -> Float[Array, "R T_out V"]:
+        """Logits float32 of whole texts; `labels` of an encoder-decoder language model only."""
+
+    def predict(
+        self, vision: Float[Array, "B I N D"], texts: Mapping[str, Array], inserts: Inserts
+    ) -> tuple[Float[Array, "R P V"], Int[Array, "R P"], Float[Array, "R P"]]:
+        """Logits float32, labels and weights of teacher-forced texts, for the loss.
+
+        Args:
+          texts: ids int[R, T] and target float[R, T], the weight of each token; where a model reads one text and writes
+            another, labels int[R, T] too, to which target belongs. With places int[R, P], where tokens of weight stand
+            (-1 for none), only these go through the head; without, P is all that can count.
+        """
+
+    def prefill(
+        self,
+        vision: Float[Array, "B I N D"],
+        input_ids: Int[Array, "R T"],
+        attention_mask: Shaped[Array, "R T"],
+        steps: int,
+        inserts: Inserts,
+        start: tuple[int, ...],
+        ragged: bool,
+    ) -> tuple[Float[Array, "R V"], Cache]:
+        """Reads left-padded prompts: logits float32 of the next token, and a cache with room for `steps` tokens more.
+
+        Args:
+          start: tokens that every answer starts with, read with the prompt.
+          ragged: rows will be given different numbers of tokens.
+        """
+
+    def step(
+        self, cache: Cache, tokens: Int[Array, " R *T"], lengths: Int[Array, " R"] | None
+    ) -> tuple[Float[Array, "R V"], Cache]:
+        """One token more for each row, or T of them: logits float32 of the token after, and the cache.
+
+        Args:
+          lengths: in a ragged cache, how many of the T are a row's own; the pads behind them are overwritten by what
+            comes next. A row that is given none has logits that mean nothing.
+        """
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What a VLM asks of its language model, a Linen module that reads embeddings."""
+
+    def embed(self, ids: Int[Array, "R T"]) -> Float[Array, "R T D"]:
+        """Embeddings of tokens, without positions."""
+
+    def __call__(
+        self,
+        x: Float[Array, "R T D"],
+        mask: Bool[Array, "R T"],
+        labels: Int[Array, "R T_labels"] | None,
+        media: Media | None,
+    ) -> Float[Array, "R T_out V"]:
+        """Embeddings, with pads and holes anywhere -> logits float32."""
+
+    def predict(
+        self,
+        x: Float[Array, "R T D"],
+        mask: Bool[Array, "R T"],
+        texts: Mapping[str, Array],
+        skip: int,
+        media: Media | None,
+    ) -> tuple[Float[Array, "R P V"], Int[Array, "R P"], Float[Array, "R P"]]:
+        """Teacher forcing; x and mask are those of `texts`, and of a prefix in front of them.
+
+        Args:
+          skip: no token of `texts` before this place counts in the loss, so none before it is predicted.
+        """
+
+    def prefill(
+        self,
+        x: Float[Array, "R T D"],
+        mask: Bool[Array, "R T"],
+        steps: int,
+        start: tuple[int, ...],
+        ragged: bool,
+        media: Media | None,
+    ) -> tuple[Float[Array, "R V"], Cache]:
+        """See `VisionLanguageModel.prefill`."""
+
+    def step(
+        self, cache: Cache, tokens: Int[Array, " R *T"], lengths: Int[Array, " R"] | None
+    ) -> tuple[Float[Array, "R V"], Cache]:
+        """See `VisionLanguageModel.step`."""
+
+
+def target_tokens(
+    texts: Mapping[str, Array], of: str = "ids", start: int = 0
+) -> tuple[Int[Array, "R P"], Float[Array, "R P"]]:
+    """What is predicted of teacher-forced texts: labels and their weights.
 
     Args:
       texts: `of` int[R, T] and target float[R, T]; perhaps places int[R, P], which of the T are predicted, -1 for none.
@@ -106,8 +260,8 @@ def target_tokens(texts: dict[str, jax.Array], of: str = "ids", start: int = 0) 
     return labels, jnp.where(places < 0, 0, weights)
 
 
-def at_places(x: jax.Array, places: jax.Array) -> jax.Array:
-    """The rows of x float[R, T, D] at places int[R, P] -> float[R, P, D]; zeros where a place is negative.
+def at_places(x: Float[Array, "R T D"], places: Int[Array, "R P"]) -> Float[Array, "R P D"]:
+    """The rows of x at places; zeros where a place is negative.
 
     A product with one-hot rows instead of a gather: exact, its gradient is a product too, and meshes split it by R.
     """

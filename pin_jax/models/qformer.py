@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Array, Float
 
-from pin_jax.models import layers
+from pin_jax.models import attention, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +46,14 @@ class PostNormAttention(nn.Module):
     config: QFormerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, media: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B Q D"], media: Float[Array, "B N D_media"]) -> Float[Array, "B Q D"]:
         config = self.config
         dense = functools.partial(layers.dense, dtype=config.dtype)
         q, k, v = (
             rearrange(dense(config.width, name=n)(y), "b n (h d) -> b n h d", h=config.heads)
             for n, y in (("q", x), ("k", media), ("v", media))
         )
-        out = dense(config.width, name="out")(rearrange(layers.attention(q, k, v), "b n h d -> b n (h d)"))
+        out = dense(config.width, name="out")(rearrange(attention.plain(q, k, v), "b n h d -> b n (h d)"))
         return nn.LayerNorm(epsilon=config.eps, dtype=config.dtype, name="norm")(x + out)
 
 
@@ -67,25 +68,25 @@ class QFormerBlock(nn.Module):
         self.fc1, self.fc2 = (layers.dense(n, dtype=config.dtype) for n in (config.mlp, config.width))
         self.norm = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype)
 
-    def attend(self, x: jax.Array) -> jax.Array:
+    def attend(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
         """The first half."""
         return self.attention(x, x)
 
-    def feed(self, x: jax.Array) -> jax.Array:
+    def feed(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
         """The second half."""
         return self.norm(x + self.fc2(layers.ACTIVATIONS[self.config.act](self.fc1(x))))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
         return self.feed(self.attend(x))
 
 
 class QFormer(nn.Module):
-    """Vision tokens float[B, N, D_v] -> query tokens float[B, Q, D]."""
+    """Vision tokens -> query tokens."""
 
     config: QFormerConfig
 
     @nn.compact
-    def __call__(self, media: jax.Array) -> jax.Array:
+    def __call__(self, media: Float[Array, "B N D_media"]) -> Float[Array, "B Q D"]:
         config = self.config
         if config.depth % config.cross_every:
             raise ValueError(f"Q-Former depth {config.depth} is not a multiple of cross_every {config.cross_every}")
@@ -95,19 +96,19 @@ class QFormer(nn.Module):
         groups = config.depth // config.cross_every
         block, init = layers.stacked(functools.partial(QFormerBlock, config), config.depth)
         cross, init_cross = layers.stacked(functools.partial(PostNormAttention, config), groups)
-        params = layers.stack(self, "blocks", lambda rng: init(rng, x))
-        cross_params = layers.stack(self, "cross", lambda rng: init_cross(rng, x, media))
-        params = jax.tree.map(lambda a: a.reshape(groups, config.cross_every, *a.shape[1:]), params)
+        blocks = layers.stack(self, "blocks", lambda rng: init(rng, x))
+        crosses = layers.stack(self, "cross", lambda rng: init_cross(rng, x, media))
+        blocks = jax.tree.map(lambda a: a.reshape(groups, config.cross_every, *a.shape[1:]), blocks)
 
         def group(x, inputs):
             """A layer that reads the vision tokens, then those that do not."""
-            params, cross_params = inputs
-            first = {"params": jax.tree.map(lambda a: a[0], params)}
-            x = cross.apply({"params": cross_params}, block.apply(first, x, method="attend"), media)
+            own, across = inputs
+            first = jax.tree.map(lambda a: a[0], own)
+            x = cross.apply(across, block.apply(first, x, method="attend"), media)
             x = block.apply(first, x, method="feed")
             for i in range(1, config.cross_every):
-                x = block.apply({"params": jax.tree.map(lambda a, i=i: a[i], params)}, x)
+                x = block.apply(jax.tree.map(lambda a, i=i: a[i], own), x)
             return x, None
 
-        x, _ = layers.scan(group, x, (params, cross_params), unroll=config.unroll, remat=config.remat)
+        x, _ = layers.scan(group, x, (blocks, crosses), unroll=config.unroll, remat=config.remat)
         return x

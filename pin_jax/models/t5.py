@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
 
-from pin_jax.models import layers
-from pin_jax.models.interface import at_places, target_tokens
+from pin_jax.models import attention, layers
+from pin_jax.models.decoder import after
+from pin_jax.models.interface import Cache, KeysValues, Media, at_places, target_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,8 @@ class T5Config:
 FLAN_T5_XL = T5Config()
 
 
-def bucket(distance: jax.Array, config: T5Config, two_sided: bool) -> jax.Array:
-    """Buckets int[...] of key position minus query position: exact when near, logarithmic further off.
+def bucket(distance: Int[Array, " ..."], config: T5Config, two_sided: bool) -> Int[Array, " ..."]:
+    """Buckets of key position minus query position: exact when near, logarithmic further off.
 
     Two-sided buckets tell before from after (encoder); one-sided ones hold what lies before (decoder).
     """
@@ -73,14 +76,14 @@ class T5Attention(nn.Module):
         inner = config.heads * config.head_dim
         self.q, self.k, self.v, self.out = dense(inner), dense(inner), dense(inner), dense(config.width)
 
-    def keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """float[B, S, D] -> keys and values float[B, S, H, d]."""
+    def keys(self, x: Float[Array, "B S D"]) -> KeysValues:
+        """Keys and values float[B, S, H, d]."""
         return tuple(rearrange(f(x), "b s (h d) -> b s h d", h=self.config.heads) for f in (self.k, self.v))
 
-    def __call__(self, x: jax.Array, keys: tuple[jax.Array, jax.Array], bias: jax.Array) -> jax.Array:
-        """x float[R, T, D] over keys and values float[B, S, H, d], bias as in `layers.attend`."""
+    def __call__(self, x: Float[Array, "R T D"], keys: KeysValues, bias: attention.Bias) -> Float[Array, "R T D"]:
+        """x over keys and values float[B, S, H, d]; bias as in `attention.over_segments`."""
         q = rearrange(self.q(x), "r t (h d) -> r t h d", h=self.config.heads)
-        return self.out(rearrange(layers.attend(q, [(*keys, bias)], scale=1.0), "r t h d -> r t (h d)"))
+        return self.out(rearrange(attention.over_segments(q, [(*keys, bias)], scale=1.0), "r t h d -> r t (h d)"))
 
 
 class T5Block(nn.Module):
@@ -99,37 +102,36 @@ class T5Block(nn.Module):
         self.norm_2, self.wi_0, self.wi_1 = norm(), dense(config.mlp), dense(config.mlp)
         self.wo = dense(config.width)
 
-    def cross_keys(self, read: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The encoder's output float[B, S, D] -> keys and values float[B, S, H, d]."""
+    def cross_keys(self, read: Float[Array, "B S D"]) -> KeysValues:
+        """The encoder's output -> keys and values float[B, S, H, d]."""
         return self.cross_attention.keys(read)
 
-    def everything(self, x: jax.Array, bias: jax.Array) -> None:
+    def everything(self, x: Float[Array, "R T D"], bias: attention.Bias) -> None:
         """Touches every parameter, for their initialisation."""
         self(x, bias, (*self.cross_keys(x), bias) if self.cross else None)
 
     def __call__(
         self,
-        x: jax.Array,
-        bias: jax.Array,
-        read: layers.Segment | None = None,
-        cache: tuple[jax.Array, jax.Array] | None = None,
-        index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        x: Float[Array, "R T D"],
+        bias: attention.Bias,
+        read: attention.Segment | None = None,
+        text: KeysValues | None = None,
+        index: Int[Array, "*R"] | int = 0,
+    ) -> tuple[Float[Array, "R T D"], KeysValues]:
         """One block.
 
         Args:
-          x: float[R, T, D].
-          bias: float[R or 1, H, T, S] over own keys: positions, causality and padding.
+          bias: over own keys: positions, causality and padding.
           read: keys and values of the encoder's output, and their bias.
-          cache: own keys and values float[R, S, H, d], into which those of x are written from `index` on.
+          text: own keys and values float[R, S, H, d], into which those of x are written from `index` on.
 
         Returns:
-          x float[R, T, D] and its own keys and values.
+          x, and its own keys and values.
         """
         y = self.norm_1(x)
         keys = self.self_attention.keys(y)
-        if cache is not None:
-            keys = layers.write(cache, keys, index)
+        if text is not None:
+            keys = attention.write(text, keys, index)
         x = x + self.self_attention(y, keys, bias)
         if self.cross:
             x = x + self.cross_attention(self.norm_cross(x), read[:2], read[2])
@@ -154,32 +156,32 @@ class T5Stack(nn.Module):
         depth = self.config.decoder_depth if self.decoder else self.config.depth
         return layers.stacked(functools.partial(T5Block, self.config, self.decoder), depth)
 
-    def position_bias(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Places int[T] or int[R, T], and int[S] -> float32[1 or R, H, T, S]."""
+    def position_bias(self, queries: Int[Array, "#R T"] | Int[Array, " T"], keys: Int[Array, " S"]) -> attention.Bias:
+        """Places -> float32[1 or R, H, T, S]."""
         places = bucket(keys - jnp.atleast_2d(queries)[..., None], self.config, two_sided=not self.decoder)
         return rearrange(self.bias[places].astype(jnp.float32), "r t s h -> r h t s")
 
-    def cross_keys(self, read: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The encoder's output float[B, S, D] -> keys and values of every layer, float[L, B, S, H, d]."""
+    def cross_keys(self, read: Float[Array, "B S D"]) -> KeysValues:
+        """The encoder's output -> keys and values of every layer, float[K, B, S, H, d]."""
         block = self._block()[0]
-        return jax.vmap(lambda p: block.apply({"params": p}, read, method="cross_keys"))(self.blocks)
+        return jax.vmap(lambda own: block.apply(own, read, method="cross_keys"))(self.blocks)
 
-    def __call__(self, x, bias, read=None, cache=None, index=0):
-        """All blocks and the norm; read: (keys and values [L, ...], bias), cache: keys and values [L, ...]."""
+    def __call__(self, x, bias, read=None, text=None, index=0):
+        """All blocks and the norm; read: (keys and values [K, ...], bias), text: keys and values [K, ...]."""
         block = self._block()[0]
 
         def body(x, inputs):
-            params, shared, own = inputs
+            variables, shared, own = inputs
             segment = None if read is None else (*shared, read[1])
-            return block.apply({"params": params}, x, bias, segment, own, index)
+            return block.apply(variables, x, bias, segment, own, index)
 
-        xs = (self.blocks, None if read is None else read[0], cache)
+        xs = (self.blocks, None if read is None else read[0], text)
         x, keys = layers.scan(body, x, xs, unroll=self.config.unroll, remat=self.config.remat)
         return self.norm(x), keys
 
 
 class T5(nn.Module):
-    """The language model, reading embeddings and writing a second text; the methods are those of `opt.OPT`."""
+    """The language model, reading embeddings and writing a second text; its interface is `interface.LanguageModel`."""
 
     config: T5Config
 
@@ -189,82 +191,87 @@ class T5(nn.Module):
         self.encoder, self.decoder = T5Stack(config, decoder=False), T5Stack(config, decoder=True)
         self.head = layers.dense(config.vocab, use_bias=False, dtype=config.dtype, accumulate=jnp.float32)
 
-    def embed(self, ids: jax.Array) -> jax.Array:
-        """ids int[R, T] -> float[R, T, D]."""
+    def embed(self, ids: Int[Array, "R T"]) -> Float[Array, "R T D"]:
+        """Embeddings of tokens."""
         x = self.embedding[ids]
         return x if self.config.dtype is None else x.astype(self.config.dtype)
 
-    def _read(self, x: jax.Array, mask: jax.Array):
-        """Runs the encoder; returns what the decoder reads: keys and values [L, R, S, H, d], and their bias."""
+    def _read(self, x: Float[Array, "R S D"], mask: Bool[Array, "R S"]) -> KeysValues:
+        """Runs the encoder; keys and values float[K, R, S, H, d] of what the decoder reads."""
         places = jnp.arange(x.shape[1])
-        bias = self.encoder.position_bias(places, places) + layers.visible(mask)[:, None, None]
+        bias = self.encoder.position_bias(places, places) + attention.visible(mask)[:, None, None]
         x, _ = self.encoder(x, bias)
-        return self.decoder.cross_keys(x), layers.visible(mask)[:, None, None]
+        return self.decoder.cross_keys(x)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-        """Embeddings float[R, S, D] under mask bool[R, S], labels int[R, T] -> logits float32[R, T, V] over the labels.
-
-        Labels that do not count may be -100, as in transformers, or padding.
-        """
-        if labels is None:
-            raise ValueError("labels: missing; an encoder-decoder language model predicts a second text")
-        return self._logits(self._teach(x, mask, labels))
-
-    def _teach(self, x: jax.Array, mask: jax.Array, labels: jax.Array) -> jax.Array:
-        """The decoder's output float[R, T, D] at each label, given those before it."""
+    def _teach(
+        self, x: Float[Array, "R S D"], mask: Bool[Array, "R S"], labels: Int[Array, "R T"]
+    ) -> Float[Array, "R T D"]:
+        """The decoder's output at each label, given those before it."""
         ids = jnp.pad(jnp.maximum(labels, 0)[:, :-1], [(0, 0), (1, 0)], constant_values=self.config.start)
         places = jnp.arange(ids.shape[1])
-        causal = layers.visible(places[None, :] <= places[:, None])
-        read = self._read(x, mask)
+        causal = attention.visible(places[None, :] <= places[:, None])
+        read = self._read(x, mask), attention.visible(mask)[:, None, None]
         return self.decoder(self.embed(ids), self.decoder.position_bias(places, places) + causal, read)[0]
 
-    def _logits(self, x: jax.Array) -> jax.Array:
-        """float[..., D] -> float32[..., V]."""
-        return self.head(x)
+    def __call__(
+        self,
+        x: Float[Array, "R S D"],
+        mask: Bool[Array, "R S"],
+        labels: Int[Array, "R T"] | None = None,
+        media: Media | None = None,
+    ) -> Float[Array, "R T V"]:
+        """Logits float32 over the labels; those that do not count may be -100, as in transformers, or padding."""
+        del media
+        if labels is None:
+            raise ValueError("labels: missing; an encoder-decoder language model predicts a second text")
+        return self.head(self._teach(x, mask, labels))
 
     def predict(
-        self, x: jax.Array, mask: jax.Array, texts: dict[str, jax.Array], skip: int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Teacher forcing; see `pin_jax.models.interface`. `texts` holds the second text as labels int[R, T]."""
-        del skip
+        self,
+        x: Float[Array, "R S D"],
+        mask: Bool[Array, "R S"],
+        texts: Mapping[str, Array],
+        skip: int,
+        media: Media | None = None,
+    ) -> tuple[Float[Array, "R P V"], Int[Array, "R P"], Float[Array, "R P"]]:
+        """Teacher forcing; see the interface. `texts` holds the second text as labels int[R, T]."""
+        del skip, media
         hidden = self._teach(x, mask, texts["labels"])
         hidden = at_places(hidden, texts["places"]) if "places" in texts else hidden
-        return self._logits(hidden), *target_tokens(texts, "labels")
+        return self.head(hidden), *target_tokens(texts, "labels")
 
     def prefill(
-        self, x: jax.Array, mask: jax.Array, steps: int, start: tuple[int, ...] = (), ragged: bool = False
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """Reads prompts and makes room for `steps` tokens; logits float32[R, V] of the first, and a cache."""
-        config = self.config
-        read, bias = self._read(x, mask)
+        self,
+        x: Float[Array, "R S D"],
+        mask: Bool[Array, "R S"],
+        steps: int,
+        start: tuple[int, ...] = (),
+        ragged: bool = False,
+        media: Media | None = None,
+    ) -> tuple[Float[Array, "R V"], Cache]:
+        """Reads prompts and makes room for `steps` tokens; see the interface."""
+        del media
+        config, read = self.config, self._read(x, mask)
         first = jnp.broadcast_to(jnp.array([config.start, *start]), (x.shape[0], 1 + len(start)))
         room = (config.decoder_depth, x.shape[0], steps + first.shape[1], config.heads, config.head_dim)
-        cache = {
-            "read": read,
-            "read_bias": bias,
-            "text": jax.tree.map(lambda a: jnp.zeros(room, a.dtype), read),
-            "index": jnp.zeros(x.shape[:1] if ragged else (), jnp.int32),
-        }
+        cache = Cache(
+            prompt=read,
+            prompt_mask=mask,
+            text=jax.tree.map(lambda a: jnp.zeros(room, a.dtype), read),
+            index=jnp.zeros(x.shape[:1] if ragged else (), jnp.int32),
+        )
         return self.step(cache, first)
 
     def step(
-        self, cache: dict[str, Any], tokens: jax.Array, lengths: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """Some tokens more: int[R] or int[R, T] -> logits float32[R, V] of the next, and the cache."""
+        self, cache: Cache, tokens: Int[Array, " R *T"], lengths: Int[Array, " R"] | None = None
+    ) -> tuple[Float[Array, "R V"], Cache]:
+        """Some tokens more; see the interface."""
         tokens = tokens[:, None] if tokens.ndim == 1 else tokens
-        index, count = cache["index"], tokens.shape[1]
-        places = jnp.arange(cache["text"][0].shape[2])
+        index, count = cache.index, tokens.shape[1]
+        places = jnp.arange(cache.lengths[1])
         own = index.reshape(-1, 1) + jnp.arange(count)
-        bias = self.decoder.position_bias(own, places) + layers.visible(places <= own[..., None])[:, None]
-        x, text = self.decoder(self.embed(tokens), bias, (cache["read"], cache["read_bias"]), cache["text"], index)
+        bias = self.decoder.position_bias(own, places) + attention.visible(places <= own[..., None])[:, None]
+        read = cache.prompt, attention.visible(cache.prompt_mask)[:, None, None]
+        x, text = self.decoder(self.embed(tokens), bias, read, cache.text, index)
         index = index + (count if lengths is None else lengths)
-        return self._logits(layers.after(x, lengths)), {**cache, "text": text, "index": index}
-
-    @nn.nowrap
-    def reorder(self, cache: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
-        """Picks rows of a cache; what was read stays where it is, as rows stay with their prompt."""
-        return {
-            **cache,
-            "text": jax.tree.map(lambda a: a[:, rows], cache["text"]),
-            "index": layers.pick(cache["index"], rows),
-        }
+        return self.head(after(x, lengths)), cache.replace(text=text, index=index)

@@ -8,17 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jaxtyping import Array, Float, Int, UInt8
 
-from pin_jax.models import layers
+from pin_jax.models import attention, layers
 
 # of the pixels in [0, 1], as OpenAI trained CLIP
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-AttentionFn = Callable[..., jax.Array]
+AttentionFn = Callable[..., Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,12 @@ class AttentionContext:
     """What an attention function may want to know of the block it runs in.
 
     Attributes:
-      inputs: float[B, N, D], the block's input after its first LayerNorm: what q, k and v are made of.
+      inputs: the block's input after its first LayerNorm: what q, k and v are made of.
       grid: patches (rows, columns) of the image.
       first: tokens in front of the patches (class token, extra tokens).
     """
 
-    inputs: jax.Array
+    inputs: Float[Array, "B N D"]
     grid: tuple[int, int]
     first: int
 
@@ -44,7 +46,7 @@ class SecondStream:
 
         z <- [z +] out(attend(q, k, v)),        then, where `mlp`, z <- z + mlp(LN2(z)).
 
-    Given to a `ViT` as its attention_fn; x runs on plain attention, and the ViT returns (z, x).
+    Given to a `ViT` as its attention_fn; x runs on plain attention.
 
     Attributes:
       attend: called as attend(q, k, v, context=AttentionContext); float[B, N, H, d] each, and so its result.
@@ -57,6 +59,19 @@ class SecondStream:
     blocks: int
     residual: bool = True
     mlp: bool = False
+
+
+@flax.struct.dataclass
+class Streams:
+    """What a vision transformer makes of its tokens.
+
+    Attributes:
+      tokens: x, the class token first.
+      second: z of a `SecondStream`, where there is one.
+    """
+
+    tokens: Float[Array, "B N D"]
+    second: Float[Array, "B N D"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +90,7 @@ class ViTConfig:
       stem_width: 0 for one linear patch embedding; else the patch is embedded in two steps, 2 x 2 sub-patches of
         this width first (used by the small models only).
       dtype: of the computation; parameters keep their own.
-      attention: key of `layers.ATTENTION`, where the caller passes no function of its own.
+      attention: key of `attention.ATTENTION`, where the caller passes no function of its own.
       unroll, remat: see `layers.scan`.
     """
 
@@ -115,13 +130,17 @@ EVA_G14 = ViTConfig(
 )
 
 
-def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """uint8[..., 3] -> float32[..., 3]: the pixels that a ViT takes, given their mean and standard deviation."""
+def normalise(
+    images: UInt8[Array, "*images 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "*images 3"]:
+    """Pictures -> float32, the pixels that a ViT takes, given their mean and standard deviation."""
     return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
 
 
-def resize_positions(table: jax.Array, grid: tuple[int, int], class_token: bool, antialias: bool = True) -> jax.Array:
-    """Resizes a learned position table float[N, D] to another grid; CLS stays.
+def resize_positions(
+    table: Float[Array, "N D"], grid: tuple[int, int], class_token: bool, antialias: bool = True
+) -> Float[Array, "N_new D"]:
+    """Resizes a learned position table to another grid; CLS stays.
 
     Bicubic with half-pixel centres: antialiased, as open_clip and GEM do, or without antialiasing and by torch's other
     cubic, a = -0.75, as transformers does.
@@ -153,20 +172,19 @@ def _cubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm block: x + attn(LN(x)), then x + mlp(LN(x)); with a second stream z, returns (x, z)."""
+    """Pre-norm block: x + attn(LN(x)), then x + mlp(LN(x)), on both streams where there is a second one."""
 
     config: ViTConfig
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        streams: Streams,
         attention_fn: AttentionFn | SecondStream,
         grid: tuple[int, int] | None = None,
         first: int = 0,
-        z: jax.Array | None = None,
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        config = self.config
+    ) -> Streams:
+        config, x, z = self.config, streams.tokens, streams.second
         norm = functools.partial(nn.LayerNorm, epsilon=config.eps, dtype=config.dtype)
         dense = functools.partial(layers.dense, dtype=config.dtype)
         y = norm(name="norm_1")(x)
@@ -175,47 +193,44 @@ class ViTBlock(nn.Module):
         fc1, fc2 = dense(config.mlp, name="fc1"), dense(config.width, name="fc2")
         context = AttentionContext(y, grid, first)
 
-        def attended(attention_fn: AttentionFn) -> jax.Array:
+        def attended(attention_fn: AttentionFn) -> Array:
             return out(rearrange(attention_fn(q, k, v, context=context), "b n h d -> b n (h d)"))
 
-        def add_mlp(x: jax.Array) -> jax.Array:
+        def add_mlp(x: Array) -> Array:
             return x + fc2(layers.ACTIVATIONS[config.act](fc1(norm_2(x))))
 
         if z is None:
-            return add_mlp(x + attended(attention_fn))
+            return Streams(add_mlp(x + attended(attention_fn)))
         seen = attended(attention_fn.attend)
         z = z + seen if attention_fn.residual else seen
-        return add_mlp(x + attended(layers.attention)), add_mlp(z) if attention_fn.mlp else z
+        return Streams(add_mlp(x + attended(attention.vision)), add_mlp(z) if attention_fn.mlp else z)
 
 
 class ViT(nn.Module):
-    """Vision transformer.
-
-    Call with pixels float[B, H, W, 3] (normalised); returns tokens float[B, N, D], the class token first. Given a
-    `SecondStream`, returns the tokens of both streams, (z, x).
-    """
+    """Vision transformer: normalised pixels -> `Streams` of tokens."""
 
     config: ViTConfig
 
     @nn.compact
     def __call__(
         self,
-        pixels: jax.Array,
+        pixels: Float[Array, "B H W 3"],
         attention_fn: AttentionFn | SecondStream | None = None,
-        extra_tokens: jax.Array | None = None,
-        keep: jax.Array | None = None,
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        extra_tokens: Float[Array, "*B P D"] | None = None,
+        keep: Int[Array, " K"] | None = None,
+    ) -> Streams:
         """See the class.
 
         Args:
-          pixels: float[B, H, W, 3]; H and W multiples of the patch. Positions are resized to fit.
+          pixels: H and W multiples of the patch. Positions are resized to fit.
           attention_fn: called as attention_fn(q, k, v, context=AttentionContext), float[B, N, H, d] each; or a
             `SecondStream`; the config's by default.
-          keep: int[K], the patches (row by row) that are processed at all, for cheaper training; all by default.
-          extra_tokens: float[P, D] or float[B, P, D], put after the class token and the first norm (VPT on phi_V).
+          keep: the patches (row by row) that are processed at all, for cheaper training; all by default.
+          extra_tokens: the same for all images, or each image's own, put after the class token and the first norm (VPT
+            on phi_V).
         """
         config = self.config
-        attention_fn = attention_fn or layers.ATTENTION[config.attention]
+        attention_fn = attention_fn or attention.ATTENTION[config.attention]
         if pixels.shape[1] % config.patch or pixels.shape[2] % config.patch:
             raise ValueError(f"image {pixels.shape[1:3]} is not a multiple of the patch {config.patch}; resize it")
         dense = functools.partial(layers.dense, dtype=config.dtype)
@@ -244,7 +259,7 @@ class ViT(nn.Module):
             first = int(config.class_token)
             x = jnp.concatenate([x[:, :first], extra, x[:, first:]], 1)
         block, init = layers.stacked(functools.partial(ViTBlock, config), config.depth)
-        params = layers.stack(self, "blocks", lambda rng: init(rng, x, layers.attention))
+        blocks = layers.stack(self, "blocks", lambda rng: init(rng, Streams(x), attention.vision))
 
         first = x.shape[1] - (grid[0] * grid[1] if keep is None else len(keep) - int(config.class_token))
         apply = functools.partial(block.apply, attention_fn=attention_fn, grid=grid, first=first)
@@ -253,32 +268,34 @@ class ViT(nn.Module):
         )
         scan = functools.partial(layers.scan, unroll=config.unroll, remat=config.remat)
         if not isinstance(attention_fn, SecondStream):
-            x, _ = scan(lambda x, params: (apply({"params": params}, x), None), x, params)
-            return post_norm(x)
+            streams, _ = scan(lambda streams, own: (apply(own, streams), None), Streams(x), blocks)
+            return Streams(post_norm(streams.tokens))
         if not 0 <= attention_fn.blocks <= config.depth:
             raise ValueError(f"a second stream over {attention_fn.blocks} blocks; this ViT has {config.depth}")
 
-        def layer(i: jax.Array | int) -> dict[str, Any]:  # indexed, not sliced: slices of the stack would be copies
-            return {"params": jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), params)}
+        def layer(i: Array | int) -> dict[str, Any]:  # indexed, not sliced: slices of the stack would be copies
+            return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), blocks)
+
+        def run(streams: Streams, start: int, stop: int, **other: Any) -> Streams:
+            places = jnp.arange(start, stop)
+            return scan(lambda streams, i: (apply(layer(i), streams, **other), None), streams, places)[0]
 
         split = config.depth - attention_fn.blocks
-        x, _ = scan(lambda x, i: (apply(layer(i), x, attention_fn=layers.attention), None), x, jnp.arange(split))
-        z = x
+        streams = run(Streams(x), 0, split, attention_fn=attention.vision)
+        streams = Streams(streams.tokens, streams.tokens)
         if attention_fn.blocks:
             # The last block stands alone: where only z is used, the compiler drops x's half of it.
-            last = config.depth - 1
-            (x, z), _ = scan(lambda xz, i: (apply(layer(i), xz[0], z=xz[1]), None), (x, z), jnp.arange(split, last))
-            x, z = apply(layer(last), x, z=z)
-        return post_norm(z), post_norm(x)
+            streams = apply(layer(config.depth - 1), run(streams, split, config.depth - 1))
+        return Streams(post_norm(streams.tokens), post_norm(streams.second))
 
 
 def visible_patches(
-    images: jax.Array, rng: jax.Array, vision: ViTConfig, keep: float
-) -> tuple[jax.Array, jax.Array | None]:
+    images: UInt8[Array, "B S S 3"], rng: Array, vision: ViTConfig, keep: float
+) -> tuple[UInt8[Array, "B H W 3"], Int[Array, " K"] | None]:
     """Which patches the encoder sees in training: cheaper than all, and every part of an object must carry its name.
 
     Args:
-      images: uint8[B, S, S, 3]. Pictures smaller than the encoder's own size fill a random window of its grid, and only
+      images: pictures smaller than the encoder's own size fill a random window of its grid, and only
         the window is processed.
       keep: for pictures of full size, the share of patches that are processed, drawn anew for each batch.
 

@@ -72,7 +72,8 @@ class BagOfWordsModel(nn.Module):
         if self.qformer:
             tokens = self.encoder(seen)
         else:
-            tokens = self.encoder(normalise(seen, CLIP_MEAN, CLIP_STD), keep=keep)[:, int(self.vision.class_token) :]
+            streams = self.encoder(normalise(seen, CLIP_MEAN, CLIP_STD), keep=keep)
+            tokens = streams.tokens[:, int(self.vision.class_token) :]
         return tokens, jnp.einsum("bnd,vd->bnv", tokens, self._names())
 
     def _names(self) -> jax.Array:

@@ -43,7 +43,8 @@ def compare(golden, arrays):
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
 
     def total(params):
-        out = ViT(config).apply({"params": method.inserts(params).variables(frozen)["params"]["vision"]}, pixels)
+        branches = method.inserts(params).lora["vision"]
+        out = ViT(config).apply({"params": frozen["vision"], "lora": branches}, pixels).tokens
         return (out * arrays["in/weight"]).sum(), out
 
     (_, hidden), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
@@ -54,8 +55,8 @@ def compare(golden, arrays):
         wanted = np.asarray(wanted)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max(), err_msg=str(path))
     merged, rest = merge(frozen, method.inserts(params))
-    assert rest.low_rank is None
-    out = jax.jit(ViT(config).apply)({"params": merged["vision"]}, pixels)
+    assert rest.lora is None
+    out = jax.jit(ViT(config).apply)({"params": merged["vision"]}, pixels).tokens
     np.testing.assert_allclose(out, arrays["out/merged"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(out, hidden, rtol=1e-5, atol=1e-5)
     again = unmerge(merged, method.inserts(params))
@@ -63,7 +64,7 @@ def compare(golden, arrays):
         np.testing.assert_allclose(after, before, atol=1e-6)
     moved = np.abs(merged["vision"]["blocks"]["qkv"]["kernel"] - frozen["vision"]["blocks"]["qkv"]["kernel"])
     assert moved.max() > 0.1
-    plain = jax.jit(ViT(config).apply)({"params": frozen["vision"]}, pixels)
+    plain = jax.jit(ViT(config).apply)({"params": frozen["vision"]}, pixels).tokens
     assert np.abs(plain - hidden).max() > 0.1
 
 
@@ -121,13 +122,12 @@ def test_dropout_is_of_the_branch_alone_and_right_on_average():
     x = jnp.asarray(rng.standard_normal((2, 8)), jnp.float32)
     params = {"kernel": jnp.zeros((8, 5)), "bias": jnp.zeros(5)}
     branch = {"a": jnp.asarray(rng.standard_normal((8, 3))), "b": jnp.asarray(rng.standard_normal((3, 5)))}
-    frozen = {"params": params | {"low_rank": branch}}
-    whole = layer.apply(frozen, x)
+    whole = layer.apply({"params": params, "lora": branch}, x)
     np.testing.assert_allclose(whole, x @ branch["a"] @ branch["b"], rtol=1e-5, atol=1e-5)
 
     @jax.vmap
     def dropped(key):
-        return layer.apply({"params": params | {"low_rank": branch | {"key": key, "rate": jnp.float32(0.25)}}}, x)
+        return layer.apply({"params": params, "lora": branch | {"key": key, "rate": jnp.float32(0.25)}}, x)
 
     drawn = dropped(jax.random.split(jax.random.key(0), 4000))
     assert np.abs(drawn[0] - drawn[1]).max() > 0.1
@@ -139,7 +139,7 @@ def test_dropout_is_of_the_branch_alone_and_right_on_average():
     inserts = LoraVision(None, layers="vision/x").inserts(
         {"vision": {"x": jax.tree.map(lambda a: a[None], branch)}}, jax.random.key(1)
     )
-    found = inserts.low_rank["vision"]["x"]["low_rank"]
+    found = inserts.lora["vision"]["x"]
     assert found["key"].shape == (1,) and float(found["rate"][0]) == np.float32(0.1)
     np.testing.assert_allclose(found["b"][0], 2 * branch["b"], rtol=1e-6)  # alpha / rank
     assert isinstance(inserts, Inserts)

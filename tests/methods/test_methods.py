@@ -264,12 +264,12 @@ def test_joining():
     both = join(join(tokens, own), Inserts(vision_output=jnp.ones((5, 4))))
     assert both.text.shape == (3, 3, 4) and float(both.text[0, 2, 0]) == 0 and float(both.text[0, 1, 0]) == 1
     np.testing.assert_array_equal(both.vision_output, 2 * np.ones((5, 4)))
-    low = {"vision": {"blocks": {"qkv": {"low_rank": {"a": 1, "b": 2}}}}}
-    other = {"vision": {"blocks": {"out": {"low_rank": {"a": 3, "b": 4}}}}, "lm": {"head": {"low_rank": {}}}}
-    joined = join(Inserts(low_rank=low), Inserts(low_rank=other)).low_rank
+    low = {"vision": {"blocks": {"qkv": {"a": 1, "b": 2}}}}
+    other = {"vision": {"blocks": {"out": {"a": 3, "b": 4}}}, "lm": {"head": {"a": 5, "b": 6}}}
+    joined = join(Inserts(lora=low), Inserts(lora=other)).lora
     assert set(joined["vision"]["blocks"]) == {"qkv", "out"} and "lm" in joined
     with pytest.raises(UserError, match="low-rank branch at vision/blocks/qkv"):
-        join(Inserts(low_rank=low), Inserts(low_rank=low))
+        join(Inserts(lora=low), Inserts(lora=low))
 
 
 OWN = """

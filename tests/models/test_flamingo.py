@@ -9,8 +9,8 @@ import pytest
 from einops import rearrange
 
 from pin_jax.models.flamingo import Flamingo, GatedCrossAttention
-from pin_jax.models.interface import Inserts
-from pin_jax.models.mpt import MPTBlock, alibi_bias
+from pin_jax.models.interface import Inserts, Media
+from pin_jax.models.mpt import MPTBlock
 from pin_jax.models.perceiver import Perceiver
 from pin_jax.weights.convert import convert
 from pin_jax.weights.openflamingo.rules import openflamingo
@@ -120,22 +120,30 @@ def test_cache_keeps_the_last_image_of_each_row_and_goes_on_as_without_it():
         cached.append(logits)
     uncached = run(model)(params, pixels, jnp.asarray(ids))
     np.testing.assert_allclose(np.stack(cached, 1), uncached[:, 5:], **TOLERANCE)
-    assert cache["media"][0].shape[2] == model.config.perceiver.latents
+    assert cache.media[0].shape[2] == model.config.perceiver.latents
 
 
-def test_reordered_cache_goes_on_as_the_rows_it_was_made_of():
+def test_beams_go_on_from_one_prompt_and_change_places():
+    """Two beams of each of four prompts against whole texts; the prompts' keys are neither copied nor moved."""
     model, params = tiny.flamingo()
     pixels, ids = random_inputs(4, 6)  # two rows an image
     ids[1, 0] = ids[2, 0] = tiny.PAD
     ids[1, 1] = ids[2, 1] = tiny.IMAGE
-    ids[3, 0] = 7  # sees no image, and goes on so in its new row
+    ids[3, 0] = 7  # sees no image, and goes on so
     mask = jnp.asarray(ids != tiny.PAD)
     vision = run(model, "encode")(params, pixels)
     _, cache = run(model, "prefill")(params, vision, jnp.asarray(ids), mask, steps=3)
-    rows, tokens = jnp.asarray([1, 1, 3, 2]), jnp.asarray([3, 3, 4, 5])
-    plain, _ = run(model, "step")(params, cache, jnp.asarray([0, 3, 5, 4]))
-    picked, _ = run(model, "step")(params, model.reorder(cache, rows), tokens)
-    np.testing.assert_allclose(picked, plain[rows], **TOLERANCE)
+    beams = cache.reorder(jnp.repeat(jnp.arange(4), 2))
+    first, second = np.arange(1, 9), np.arange(11, 19)
+    _, beams = run(model, "step")(params, beams, jnp.asarray(first))
+    parents = np.array([1, 0, 2, 2, 5, 4, 7, 7])
+    moved = beams.reorder(jnp.asarray(parents))
+    for keys in (*moved.prompt, *moved.media):
+        assert any(keys is old for old in (*beams.prompt, *beams.media))
+    logits, _ = run(model, "step")(params, moved, jnp.asarray(second))
+    texts = np.concatenate([np.repeat(ids, 2, 0), first[parents, None], second[:, None]], 1)
+    whole = run(model)(params, pixels, jnp.asarray(texts), jnp.asarray(texts != tiny.PAD))
+    np.testing.assert_allclose(logits, whole[:, -1], **TOLERANCE)
 
 
 def test_left_padding_changes_nothing_without_the_cache():
@@ -171,7 +179,12 @@ def test_text_attends_only_to_the_most_recent_image():
     assert np.abs(logits - second)[:, 5:].max(-1).min() > 1e-4
     # Later text knows the first image through earlier text only: its own cross-attention is to the last one alone.
     media = jnp.zeros((2, 2, 3, 16))
-    visible = model.apply({}, method=lambda m: m._visible(m._media_index(jnp.asarray(ids), 1), media))
+
+    def seen(m):
+        index = m.read(media, jnp.asarray(ids))[1].index
+        return m.lm.media_keys(Media(media, jnp.pad(index, [(0, 0), (1, 0)])))[1]
+
+    visible = model.apply({"params": params}, method=seen)
     expected = np.zeros((9, 6), bool)  # one learned embedding in front, three latents an image
     expected[3:6, :3] = expected[6:, 3:] = True
     np.testing.assert_array_equal(visible, np.stack([expected] * 2))
@@ -197,7 +210,7 @@ def test_gated_layers_stand_before_every_nth_block(depth, every):
     pixels, ids = random_inputs(2, 5)
     media = run(model, "fuse")(params, run(model, "encode")(params, pixels))[:, 0]
     visible = jnp.ones((2, 5, media.shape[1]), bool)
-    bias = alibi_bias(jnp.arange(5), jnp.ones((2, 5), bool), config.lm)
+    bias = config.lm.bias(jnp.arange(5)[None], jnp.arange(5), jnp.ones((2, 5), bool))
     assert lm["gates"]["attn_gate"].shape == (depth // every,)
     x = lm["embedding"][jnp.asarray(ids)]
     one = tiny.flamingo_config(1)  # a layer does not depend on how many there are: compiled once for all cases

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pin_jax.models.layers import stacked
-from pin_jax.models.mpt import MPT_1B, MPT_7B, MPTBlock, MPTConfig, alibi_bias, alibi_slopes
+from pin_jax.models.mpt import MPT_1B, MPT_7B, MPTBlock, MPTConfig, alibi_slopes
 from pin_jax.weights.convert import convert
 from pin_jax.weights.openflamingo.rules import mpt
 from tests.fixtures.tiny import skeleton
@@ -25,7 +25,8 @@ class PlainLM(nn.Module):
     def __call__(self, ids, mask):
         config = self.config
         table = self.param("embedding", nn.initializers.zeros, (config.vocab, config.width))
-        x, bias = table[ids], alibi_bias(jnp.arange(ids.shape[1]), mask, config)
+        columns = jnp.arange(ids.shape[1])
+        x, bias = table[ids], config.bias(columns[None], columns, mask)
         block, init = stacked(functools.partial(MPTBlock, config), config.depth)
         params = self.param("blocks", init, x, bias)
         x, _ = jax.lax.scan(lambda x, p: block.apply({"params": p}, x, bias), x, params)

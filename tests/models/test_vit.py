@@ -31,14 +31,14 @@ def compare(name, weights, arrays, prefix=""):
     pixels = jnp.asarray(arrays["in/pixels"].transpose(0, 2, 3, 1))
     weights = {prefix + key: value for key, value in weights.items()}
     params = convert(weights, table(), skeleton(ViT(config), pixels))
-    normed = np.asarray(ViT(config).apply({"params": params}, pixels))
+    normed = np.asarray(ViT(config).apply({"params": params}, pixels).tokens)
     if name == "eva":
         np.testing.assert_allclose(normed, arrays["out/hidden"], rtol=1e-5, atol=1e-5)
         return
     np.testing.assert_allclose(normed[:, 0], arrays["out/pooled"], rtol=1e-5, atol=1e-5)
     config = dataclasses.replace(config, post_norm=False)
     params = convert(weights, table(post_norm=False), skeleton(ViT(config), pixels))
-    hidden = np.asarray(ViT(config).apply({"params": params}, pixels))
+    hidden = np.asarray(ViT(config).apply({"params": params}, pixels).tokens)
     np.testing.assert_allclose(hidden, arrays["out/hidden"], rtol=1e-5, atol=1e-5)
 
 
@@ -64,8 +64,8 @@ def test_unroll_and_remat_change_nothing(golden):
     weights, arrays = golden("clip_gelu")
     pixels = jnp.asarray(arrays["in/pixels"].transpose(0, 2, 3, 1))
     params = convert(weights, table(), skeleton(ViT(config), pixels))
-    plain = ViT(config).apply({"params": params}, pixels)
-    other = ViT(dataclasses.replace(config, unroll=True, remat=True)).apply({"params": params}, pixels)
+    plain = ViT(config).apply({"params": params}, pixels).tokens
+    other = ViT(dataclasses.replace(config, unroll=True, remat=True)).apply({"params": params}, pixels).tokens
     np.testing.assert_allclose(plain, other, rtol=1e-5, atol=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_extra_tokens_stand_after_the_class_token():
     model, pixels = ViT(config), jax.random.normal(jax.random.key(0), (1, 28, 28, 3))
     params = {"params": random_params(skeleton(model, pixels))}
     extra = jax.random.normal(jax.random.key(2), (2, 32))
-    without, out = model.apply(params, pixels), model.apply(params, pixels, extra_tokens=extra)
+    without, out = (model.apply(params, pixels, extra_tokens=more).tokens for more in (None, extra))
     np.testing.assert_array_equal(out[0, 1:3], extra)
     np.testing.assert_array_equal(jnp.delete(out, jnp.array([1, 2]), 1), without)
 

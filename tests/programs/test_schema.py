@@ -12,6 +12,7 @@ from input_pipeline.errors import UserError
 from pin_jax import methods
 from pin_jax.decoding import grid
 from pin_jax.models import clip, layers
+from pin_jax.models.attention import ATTENTION
 from tests.fixtures.golden_files import ROOT
 
 
@@ -52,7 +53,7 @@ def test_words_that_the_code_knows():
     assert set(schema.ACTIVATIONS) == set(layers.ACTIVATIONS)
     assert set(schema.POOLS) == set(clip.POOLS)
     assert set(schema.DECODERS) == {"greedy", "beam", *grid.DECODERS}
-    assert schema.PIN["attention"].accepts("xla") and set(layers.ATTENTION) == {"xla", "cudnn"}
+    assert schema.PIN["attention"].accepts("xla") and set(ATTENTION) == {"xla", "cudnn"}
 
 
 NAN, INFINITE = float("nan"), float("inf")

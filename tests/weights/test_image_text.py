@@ -52,7 +52,7 @@ def compare(folder: pathlib.Path, weights: dict[str, np.ndarray], arrays: dict[s
         return np.asarray(model.module.apply({"params": model.params}, *args, method=method))
 
     pixels = jnp.asarray(arrays["in/pixels"].transpose(0, 2, 3, 1))
-    tokens = run(lambda m, x: m.vision(x), pixels)
+    tokens = run(lambda m, x: m.vision(x).tokens, pixels)
     np.testing.assert_allclose(tokens, arrays["out/tokens"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(run("image", pixels), arrays["out/image"], rtol=1e-5, atol=1e-5)
     ids = arrays["in/ids"]
@@ -96,7 +96,7 @@ def test_siglip_tokens_pool_to_the_single_token_case(golden, tmp_path):
     stream = method("clip", model.config.vision, 2)
     apply = model.module.apply
     pooled = apply({"params": model.params}, pixels, method="image")
-    tokens, _ = apply({"params": model.params}, pixels, stream, method="image_tokens")
+    tokens = apply({"params": model.params}, pixels, stream, method="image_tokens").second
     np.testing.assert_allclose(tokens[:, 0], pooled, rtol=1e-5, atol=1e-5)
 
 
@@ -242,7 +242,7 @@ def test_published_size(name):
         def tokens(params, pixels, stream=stream):
             return CLIP(config).apply(params, pixels, stream, method="image_tokens")
 
-        for out in jax.eval_shape(tokens, params, pixels):
+        for out in jax.tree.leaves(jax.eval_shape(tokens, params, pixels)):
             assert out.shape == (2, config.vision.tokens, config.embed)
     text = jax.eval_shape(lambda p, i: CLIP(config).apply(p, i, method="text"), params, ids)
     assert text.shape == (3, config.embed)
