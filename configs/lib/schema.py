@@ -30,6 +30,7 @@ from configs.lib.entry import (
     whole,
 )  # fmt: skip
 from input_pipeline.errors import UserError
+from input_pipeline.files import shortened
 from input_pipeline.text.prompts import is_template
 
 # program -> what config.run may name; the first is what its configs run
@@ -340,6 +341,14 @@ PROGRAMS: dict[str, Entries] = {
 }  # fmt: skip
 
 
+# Parts of which a config names what differs from the defaults of who reads them, or nothing at all.
+OPTIONAL = (
+    "train_scenes", "language_scenes", "method_options", "perceiver", "qformer", "query_fit", "words_fit",
+    "scenes", "lm", "fit",
+)  # fmt: skip
+NEEDED = ("scenes.cutouts", "scenes.backgrounds", "lm.width", "lm.depth", "lm.heads", "fit.lr")  # of those
+
+
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
@@ -349,7 +358,7 @@ def program(name: Any) -> Entries:
     Raises:
       UserError: there is none of that name.
     """
-    if name not in PROGRAMS:
+    if not isinstance(name, str) or name not in PROGRAMS:
         raise UserError(f"config.program {name!r}: expected one of {', '.join(PROGRAMS)}")
     known = {"program": one_of(tuple(PROGRAMS), "what main.py runs")}
     if name in RUNS:
@@ -372,9 +381,21 @@ def find(known: Mapping[str, Entry], path: str) -> Entry | None:
     return None
 
 
+def is_part(known: Mapping[str, Entry], path: str) -> bool:
+    """Whether a path is of a part of a config, which may be empty."""
+    parts = path.split(".")
+    above = (pattern.split(".")[: len(parts)] for pattern in known if pattern.count(".") >= len(parts))
+    return any(all(w in ("*", "**", p) for w, p in zip(wanted, parts, strict=True)) for wanted in above)
+
+
+def is_optional(path: str) -> bool:
+    """Whether a config may lack an entry: it is one of many, or of a part whose reader has defaults."""
+    return "*" in path or (path.partition(".")[0] in OPTIONAL and path not in NEEDED)
+
+
 def entries(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path (`eval.images`, `phases.0.lr`) and value of every entry."""
-    if isinstance(value, Mapping | ConfigDict):
+    """Path (`eval.images`, `phases.0.lr`) and value of every entry, and of every part that is empty."""
+    if isinstance(value, Mapping | ConfigDict) and len(value):
         for key, inner in value.items():
             yield from entries(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, tuple | list) and value and all(isinstance(part, Mapping | ConfigDict) for part in value):
@@ -393,9 +414,15 @@ def check(config: ConfigDict) -> None:
     known = program(config.get("program"))
     for path, value in entries(config):
         entry = find(known, path)
+        if entry is None and isinstance(value, Mapping | ConfigDict) and is_part(known, path):
+            continue
         if entry is None:
             near = difflib.get_close_matches(path, known, 1, 0.0)
             raise UserError(f"config.{path}: no entry of the program {config.program}; did you mean config.{near[0]}?")
         if not entry.accepts(value):
-            raise UserError(f"config.{path} {value!r}: expected {entry.expected}")
+            raise UserError(f"config.{path} {shortened(repr(value))}: expected {entry.expected}")
+    there = {path for path, _ in entries(config)}
+    for path in known:
+        if path not in there and not is_optional(path):
+            raise UserError(f"config.{path} is missing: expected {known[path].expected}")
     relations.check(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 import pickle
 from typing import Any
@@ -10,7 +11,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import regular
 
 
-class _Plain(pickle.Unpickler):
+class _Plain(pickle._Unpickler):  # the one in C takes memory for any number of memo that a damaged file names
     """Builds the plain types that need no name; every name in the pickle is refused."""
 
     path: pathlib.Path
@@ -30,10 +31,9 @@ def load(path: str | pathlib.Path) -> Any:
     """
     path = regular(path, "split file", "expected one of RefCOCO, such as refs(unc).p")
     try:
-        with open(path, "rb") as file:
-            reader = _Plain(file, encoding="utf-8", errors="replace")
-            reader.path = path
-            return reader.load()
+        reader = _Plain(io.BytesIO(path.read_bytes()), encoding="utf-8", errors="replace")
+        reader.path = path
+        return reader.load()
     except UserError:
         raise
     except Exception as error:  # a broken pickle can fail in any way

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import gem_clip, pin_blip2, pin_flamingo, pin_table, prepare, tiny_clip, tiny_vlm
 from configs.lib import catalogue, schema
@@ -42,8 +43,8 @@ def test_every_entry_of_every_config_is_in_the_schema_and_passes(path, variant):
     config = given(catalogue.get_config(path, variant))
     schema.check(config)
     known = schema.program(config.program)
-    for name, _ in schema.entries(config):
-        if name.rpartition(".")[2] not in ("program", "run"):
+    for name, value in schema.entries(config):
+        if not (isinstance(value, ConfigDict | dict) and schema.is_part(known, name)):  # an empty part
             entry = schema.find(known, name)
             assert entry.help and entry.expected, name
             assert entry is not schema.PIN["method_options.*"], f"{name}: no line of its own"
@@ -139,6 +140,28 @@ def test_an_entry_that_no_program_reads_is_refused():
     config.eval.imagez = 3
     with pytest.raises(UserError, match="config.eval.imagez: no entry of the program pin; did you mean"):
         schema.check(config)
+
+
+def test_an_entry_that_is_missing_is_named():
+    for module, path in ((pin_flamingo, "eval.beams"), (gem_clip, "scenes.cutouts"), (tiny_clip, "vision.patch")):
+        config = module.get_config()
+        *above, last = path.split(".")
+        del config[above[0]][last]
+        with pytest.raises(UserError, match=f"config.{path} is missing: expected"):
+            schema.check(config)
+    config = pin_flamingo.get_config()
+    config.eval = ConfigDict()
+    with pytest.raises(UserError, match="config.eval.* is missing"):
+        schema.check(config)
+
+
+def test_a_part_in_the_place_of_an_entry_is_refused():
+    for path, value in (("steps", ConfigDict()), ("vision", ConfigDict({"width": 3})), ("scenes", 5), ("program", [])):
+        config = pin_flamingo.get_config()
+        with config.ignore_type():
+            config[path] = value
+        with pytest.raises(UserError, match=f"config.{path}"):
+            schema.check(config)
 
 
 def test_options_of_a_method_of_ones_own_pass():
