@@ -41,13 +41,15 @@ def reason(error: BaseException) -> str:
 def remedy(error: BaseException) -> str:
     """What to do about a file that cannot be written."""
     words = str(error).lower()
+    if isinstance(error, ImportError):
+        return "pip install it"
     if getattr(error, "errno", None) in _NO_ROOM or any(word in words for word in _ROOM_WORDS):
         return "free disk space or choose another --workdir"
     if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
         return "move away what stands there or choose another --workdir"
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return "allow this user to write there or choose another --workdir"
-    return "see to that"
+    return "choose another --workdir"
 
 
 @contextlib.contextmanager
@@ -78,7 +80,9 @@ def make_folder(path: os.PathLike[str]) -> None:
     """
     try:
         epath.Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_remote(path):  # libraries of buckets have errors of their own
+            raise
         raise UserError(f"{os.fspath(path)}: cannot be made ({reason(error)}); {remedy(error)}") from error
 
 
@@ -103,7 +107,7 @@ def write_bytes(path: os.PathLike[str], content: bytes) -> None:
         with told(path):
             path.write_bytes(content)
         return
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_suffix(".partial")
     with told(path):
         try:
             with open(partial, "wb") as file:

@@ -44,12 +44,12 @@ def claimed(workdir: os.PathLike[str]) -> Iterator[epath.Path]:
     Raises:
       UserError: it cannot be written to, another run has it, or some process does not see it.
     """
-    workdir, lock, refused = epath.Path(workdir), None, None
+    workdir, lock, refused, held = epath.Path(workdir), None, None, False
     first = not jax.distributed.is_initialized() or jax.process_index() == 0
     if first:
         try:
             files.make_folder(workdir)
-            lock = _lock(workdir)
+            lock, held = _lock(workdir), True
         except UserError as error:
             refused = error
     if not _agreed(refused is None):
@@ -64,12 +64,14 @@ def claimed(workdir: os.PathLike[str]) -> Iterator[epath.Path]:
             )
         yield workdir
     finally:
-        if lock is not None:
+        if held:
             files.remove(workdir / HOLDER)
+        if lock is not None:
             lock.release()
-            with contextlib.suppress(OSError):  # nothing was written
-                files.remove(workdir / LOCK) if {p.name for p in workdir.iterdir()} == {LOCK} else None
-                os.rmdir(workdir)
+            with contextlib.suppress(OSError):
+                if [path.name for path in workdir.iterdir()] == [LOCK]:  # nothing was written
+                    files.remove(workdir / LOCK)
+                    os.rmdir(workdir)
 
 
 def _agreed(here: bool) -> bool:
@@ -93,10 +95,11 @@ def _lock(workdir: epath.Path) -> filelock.BaseFileLock | None:
             )
         lock = None
     else:
+        with files.told(workdir / LOCK):  # which says more than the lock would
+            open(workdir / LOCK, "a").close()
         lock = filelock.FileLock(os.fspath(workdir / LOCK), timeout=0)
         try:
-            with files.told(workdir / LOCK):
-                lock.acquire()
+            lock.acquire()
         except filelock.Timeout as error:
             raise UserError(
                 f"workdir {workdir}: {_told(holder)} is running in it; wait for its end or choose another --workdir"
