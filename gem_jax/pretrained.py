@@ -196,7 +196,8 @@ def _siglip_tokenizer(folder: pathlib.Path, config: CLIPConfig) -> tuple[Any, CL
 
     Both fill a text up to the tower's whole length with their own padding, whatever config.json says of it.
     """
-    tokenizer = tokenizers.read(folder, config.text.vocab, tokenizers.SENTENCEPIECE, last="eos_token")
+    classes = ("SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer")
+    tokenizer = tokenizers.read(folder, config.text.vocab, tokenizers.SENTENCEPIECE, classes=classes, last="eos_token")
     if tokenizer.pad_token_id is None:
         raise UserError(f"tokenizer {folder}: it names no pad_token, which SigLIP fills its texts with; fetch it again")
     cleans = type(tokenizer).__name__.startswith("SiglipTokenizer")

@@ -20,6 +20,7 @@ from pin_jax.weights.config_entries import (
     ACTIVATION,
     ACTIVATIONS,
     EPS,
+    FLAG,
     ID,
     REQUIRED,
     SIZE,
@@ -124,8 +125,10 @@ _T5 = Table(
         "dense_act_fn": (optional(ACTIVATION), None),
         "pad_token_id": (optional(ID), 0),
         "decoder_start_token_id": (optional(ID), 0),
+        "tie_word_embeddings": (FLAG, False),
+        "scale_decoder_outputs": (one_of(False), None),
     },
-    _FIXED | {"is_gated_act": (True,), "tie_word_embeddings": (False,), "scale_decoder_outputs": (False,)},
+    _FIXED | {"is_gated_act": (True,)},
     (*_COMMON, "n_positions", "num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"),
 )
 
@@ -166,6 +169,12 @@ def config_of(
         raise UserError(
             f"{where}, text_config: word_embed_proj_dim is {text['word_embed_proj_dim']}, but hidden_size is"
             f" {text['hidden_size']}; an OPT with projected embeddings is not computed here"
+        )
+    # transformers 5 writes that every T5 is tied; what a tied T5 computes otherwise is in scale_decoder_outputs then.
+    if kind == "t5" and text["tie_word_embeddings"] and text["scale_decoder_outputs"] is None:
+        raise UserError(
+            f"{where}, text_config: tie_word_embeddings is True; a T5 whose head is its word embedding is not computed"
+            " here: give a BLIP-2 of Flan-T5"
         )
     if kind == "opt":
         lm = OPTConfig(
@@ -374,7 +383,10 @@ def _tokenizer(folder: pathlib.Path, config: Blip2Config, around: Frame) -> Any:
     vocabulary = tokenizers.SENTENCEPIECE if encoder_decoder else tokenizers.BYTE_LEVEL
     # transformers would take a space away from before a comma, which a box text never has.
     options = {"padding_side": "left", "clean_up_tokenization_spaces": False}
-    tokenizer = tokenizers.read(folder, config.lm.vocab, vocabulary, special=(around.suffix,), **options)
+    classes = ("T5Tokenizer",) if encoder_decoder else ("GPT2Tokenizer",)
+    tokenizer = tokenizers.read(
+        folder, config.lm.vocab, vocabulary, classes=classes, special=(around.suffix,), **options
+    )
     if tokenizer.pad_token_id is None:
         raise UserError(
             f"tokenizer {folder}: it names no pad_token; give the tokenizer that its model was trained with"

@@ -156,6 +156,11 @@ def _write(whole: jax.Array, piece: jax.Array, start: tuple[int, ...], out: Name
     return _writer(out)(whole, piece, start)
 
 
+def _cut(name: str) -> str:
+    """A name as an error quotes it: some files have names of thousands of letters."""
+    return name if len(name) <= 300 else f"{name[:300]}..."
+
+
 def convert(
     tensors: Mapping[str, Any],
     table: Iterable[Rule],
@@ -235,7 +240,7 @@ def convert(
     found = ("keys that the model has no place for", unmapped), ("parameters that no key fills", unfilled), (
         "tensors that do not fit", wrong
     )  # fmt: skip
-    problems = [f"{len(items)} {what}: {', '.join(items)}" for what, items in found if items]
+    problems = [f"{len(items)} {what}: {', '.join(map(_cut, items))}" for what, items in found if items]
     if problems:
         raise UserError(f"{source} does not fit the model: {'; '.join(problems)}. Choose the config it was made for")
     return jax.tree_util.tree_unflatten(treedef, [slot.value for slot in slots.values()])

@@ -12,6 +12,7 @@ from typing import Any
 
 from input_pipeline.errors import UserError
 from pin_jax.weights import files
+from pin_jax.weights.files import short
 
 # What a vocabulary may stand in, by the kind of tokenizer.
 BYTE_LEVEL = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -21,6 +22,7 @@ FAST = (("tokenizer.json",),)
 # JSON files beside it, objects all of them.
 _OBJECTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 PROBE = "a photo of a cat"
+_AS_IT_IS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # the names of that class in transformers 5 and 4
 
 
 def read(
@@ -29,6 +31,7 @@ def read(
     vocabulary: Sequence[Sequence[str]],
     *,
     loader: Any = None,
+    classes: Sequence[str] = (),
     special: Sequence[str] = (),
     first: str = "",
     last: str = "",
@@ -39,7 +42,8 @@ def read(
     Args:
       rows: of the model's word embedding.
       vocabulary: sets of files, one of which must be there: `BYTE_LEVEL`, `SENTENCEPIECE`, ...
-      loader: a tokenizer class of transformers; AutoTokenizer by default.
+      loader: a tokenizer class of transformers; AutoTokenizer by default, which goes by tokenizer_config.json: it may
+        then be one of `classes` (as their names begin), or one that takes tokenizer.json as it is.
       special: tokens that it must know.
       first, last: attributes of the special tokens that stand before and behind every text, `bos_token` for instance.
       **options: of from_pretrained.
@@ -51,6 +55,12 @@ def read(
     import transformers
 
     made = parse(folder, vocabulary, loader or transformers.AutoTokenizer, **options)
+    name = type(made).__name__
+    if not name.startswith((*classes, *_AS_IT_IS)) and loader is None:
+        raise UserError(
+            f"tokenizer {folder}: tokenizer_class in tokenizer_config.json makes it a {short(name)}; expected"
+            f" {' or '.join(classes)}: give the tokenizer that its model was trained with"
+        )
     return belongs(made, folder, rows, special=special, first=first, last=last)
 
 
@@ -113,10 +123,19 @@ def _intact(folder: pathlib.Path) -> None:
         if any(not isinstance(i, int) or i < 0 for i in files.read_object(pathlib.Path(path)).values()):
             raise ValueError("its ids are not whole numbers from 0 on")
 
+    def merges(path: str) -> None:
+        lines = [line for line in pathlib.Path(path).read_text("utf-8").splitlines() if line[:9] != "#version:"]
+        made = {"".join(line.split(" ")) for line in lines}
+        tokens = [t for t in files.read_object(folder / "vocab.json") if len(t.removesuffix("</w>")) > 1]
+        lost = sum(token not in made for token in tokens)
+        if lost > max(16, len(tokens) // 100):  # special tokens and OPT's madeupwords come of no merge
+            raise ValueError(f"{lost} of {len(tokens)} tokens of vocab.json come of no merge: it is cut short")
+
     tried("tokenizer.json", tokenizers.Tokenizer.from_file)
     tried("vocab.json", ids)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         tried("merges.txt", lambda path: tokenizers.models.BPE.read_file(str(folder / "vocab.json"), path))
+        tried("merges.txt", merges)
     tried("vocab.txt", lambda path: pathlib.Path(path).read_text("utf-8"))
     try:
         import sentencepiece  # noqa: F401
@@ -133,6 +152,11 @@ def belongs(
     Raises:
       UserError: it cannot.
     """
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest > 0:
+        raise UserError(
+            f"tokenizer {folder}: model_max_length in tokenizer_config.json is {short(longest)}; expected a number"
+        )
     tokens = tokenizer.get_vocab()
     reach = max(tokens.values(), default=-1) + 1
     remedy = "give the tokenizer that its model was trained with"
@@ -153,8 +177,13 @@ def belongs(
         raise UserError(f"tokenizer {folder}: it does not know {', '.join(map(str, unknown))}; {remedy}")
     if is_word_level(tokenizer):  # a small vocabulary knows what it knows
         return tokenizer
-    row = list(tokenizer(PROBE)["input_ids"])
-    own = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    try:
+        row = list(tokenizer(PROBE)["input_ids"])
+        own = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    except Exception as error:  # an entry of tokenizer_config.json that is used only now
+        raise UserError(
+            f"tokenizer {folder}: it cannot write {PROBE!r} ({error}); fetch tokenizer_config.json again"
+        ) from error
     if not own or all(token == tokenizer.unk_token_id for token in own):
         raise UserError(f"tokenizer {folder}: every word of {PROBE!r} is unknown to it; {remedy}")
     for name, token in ((first, row[0]), (last, row[-1])):

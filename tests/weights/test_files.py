@@ -1,6 +1,9 @@
 """Folders of published weights: one file, shards, and what is wrong with them in one line each."""
 
 import json
+import os
+import threading
+import time
 
 import huggingface_hub
 import ml_dtypes
@@ -10,7 +13,7 @@ from huggingface_hub import errors
 from safetensors.numpy import save_file
 
 from input_pipeline.errors import UserError
-from pin_jax.weights.files import Tensors, resolve
+from pin_jax.weights.files import PROJECT, Tensors, of_project, resolve
 
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(size=(2, 3)).astype(ml_dtypes.bfloat16), RNG.normal(size=4).astype(np.float32)
@@ -80,3 +83,96 @@ def test_a_hub_id_is_fetched_without_pickles(monkeypatch, tmp_path):
     assert resolve("hf-hub:laion/CLIP-ViT-B-16-laion2B-s34B-b88K") == tmp_path
     assert asked["repo"] == "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
     assert "*.safetensors" in asked["patterns"] and not any("bin" in p for p in asked["patterns"])
+
+
+def index_of(folder, places):
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(places))
+    return folder
+
+
+def test_an_index_stays_in_its_folder(tmp_path):
+    save_file({"a": B}, tmp_path / "outside.safetensors")
+    folder = index_of(tmp_path / "m", {})
+    os.symlink(tmp_path / "outside.safetensors", folder / "link.safetensors")
+    os.symlink(tmp_path, folder / "up")
+    for name in ("../outside.safetensors", str(tmp_path / "outside.safetensors"), "link.safetensors",
+                 "up/outside.safetensors", "..\\outside.safetensors", "m/../../outside.safetensors"):  # fmt: skip
+        with pytest.raises(UserError, match="leads out of its folder, and is not read"):
+            Tensors(index_of(folder, {"weight_map": {"a": name}}))
+    for places, said in (
+        ([], "expected an object"), ({}, "weight_map is None"), ({"weight_map": ["a"]}, "weight_map is"),
+        ({"weight_map": {"a": 5}}, "'a' is in 5"), ({"weight_map": {"a": "x" * 5000}}, "expected the name of a file"),
+        ({"weight_map": {"a": ""}}, "expected the name of a file"), ({"weight_map": {"a": "b.x"}}, "missing: b.x"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=said) as caught:
+            Tensors(index_of(folder, places))
+        assert len(str(caught.value)) < 500
+    (folder / "model.safetensors.index.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deep"):
+        Tensors(folder)
+
+
+def test_the_hubs_cache_links_to_its_blobs(tmp_path):
+    """A snapshot's files are links out of the snapshot, to the blobs of the same repository."""
+    top = tmp_path / "models--a--b"
+    (top / "blobs").mkdir(parents=True)
+    folder = top / "snapshots" / "1234"
+    folder.mkdir(parents=True)
+    save_file({"a": B}, top / "blobs" / "abcd")
+    os.symlink("../../blobs/abcd", folder / "model-1.safetensors")
+    np.testing.assert_array_equal(Tensors(index_of(folder, {"weight_map": {"a": "model-1.safetensors"}}))["a"], B)
+    save_file({"a": B}, tmp_path / "other")
+    os.symlink("../../../other", folder / "model-2.safetensors")
+    with pytest.raises(UserError, match="leads out of its folder"):
+        Tensors(index_of(folder, {"weight_map": {"a": "model-2.safetensors"}}))
+
+
+def test_small_models_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve("assets/tiny_clip") == PROJECT / "assets" / "tiny_clip"
+    (tmp_path / "assets" / "tiny_clip").mkdir(parents=True)  # one's own folder goes first
+    assert resolve("assets/tiny_clip").absolute() == tmp_path / "assets" / "tiny_clip"
+    for name in ("assets/../README.md", "pin_jax/vlm.py", "assets/nothing"):
+        assert of_project(name) == of_project(tmp_path / name).relative_to(tmp_path)
+
+
+def test_offline_and_an_unwritable_cache_are_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise errors.LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(UserError, match="the hub cannot be reached .*take the variant tiny, which needs no hub"):
+        resolve("openai/clip-vit-base-patch16")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; fetch it before .hf download openai/clip"):
+        resolve("openai/clip-vit-base-patch16")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(UserError, match="No space left on device.; choose another by HF_HOME"):
+        resolve("openai/clip-vit-base-patch16")
+
+
+def test_one_process_fetches_and_the_others_wait(monkeypatch, tmp_path):
+    """Shown on threads, which take the lock as processes do."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    busy, together = [], []
+
+    def fetch(repo, allow_patterns):
+        busy.append(repo)
+        together.append(len(busy))
+        time.sleep(0.05)
+        busy.pop()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    threads = [threading.Thread(target=resolve, args=("a/b",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [1, 1, 1, 1]

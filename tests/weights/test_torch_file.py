@@ -4,6 +4,9 @@ import collections
 import os
 import pathlib
 import pickle
+import struct
+import tracemalloc
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -215,3 +218,34 @@ def test_live_torch_both_ways(tmp_path):
         for key, array in ARRAYS.items():
             assert str(found["inner"][key].dtype) == f"torch.{array.dtype}"
             np.testing.assert_array_equal(found["inner"][key].double().numpy(), array.astype(np.float64))
+
+
+@pytest.mark.parametrize("member", ["byteorder", "data.pkl", "data/0", "anything"])
+def test_what_unpacks_to_more_is_not_unpacked(tmp_path, member):
+    """A zip bomb: little on disk, much in memory."""
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
+        archive.writestr(f"archive/{member}", bytes(8 << 20), compress_type=zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1 << 16
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="is compressed .* nothing of it was unpacked"):
+            torch_file.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_members_that_are_larger_than_weights_have_them(tmp_path):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
+        archive.writestr("archive/byteorder", b"little" * 1000)
+    with pytest.raises(UserError, match="byteorder in it has 6000 bytes, over the 64"):
+        torch_file.load(path)
+    raw = path.read_bytes()
+    sizes = struct.pack("<II", 6000, 6000)
+    path.write_bytes(raw.replace(sizes, struct.pack("<II", 1 << 30, 1 << 30)))  # a size that is a lie
+    with pytest.raises(UserError, match="its members are larger than the file"):
+        torch_file.load(path)
