@@ -173,7 +173,7 @@ def _score(
 ) -> dict[str, Any]:
     """Whatever the source has a truth for; boxes of photographs are also written, as PIN's are."""
     kind = "scenes" if config.source == "scenes" else source.kind
-    wanted: list[loop.Evaluator] = []
+    wanted: list[Any] = []  # each a loop.Evaluator
     if kind in ("scenes", "labels"):
         said = () if kind == "scenes" else (source.phrases, source.background)
         wanted.append(segmentation.Segmentation(source.classes, scale(gem.model), segmentation.THRESHOLDS, *said))

@@ -121,6 +121,7 @@ def records(
     index, count = process
     data = data[index::count] if count > 1 else data
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 if threads else 0)
+    record: Any  # what the transforms make of it
     for done, record in enumerate(data.to_iter_dataset(options), 1):
         if isinstance(record, UserError):
             bad_records.add(record)

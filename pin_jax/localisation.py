@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,15 +72,15 @@ def locate(
     """
     check_names(vlm, names)
     chosen = {"decoder": "grid_greedy", "beams": 3, "length_penalty": 1.0, "new_tokens": 12, "batch_size": len(names)}
-    is_path = isinstance(image, str | os.PathLike)
-    photo = open_image(image) if is_path else Image.fromarray(np.asarray(image)).convert("RGB")
+    photo = open_image(image)
     size = vlm.codec.image_size
     square = np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC))  # squashed, as in training and evaluation
     vision = evaluate.encode(vlm, [square], 1, inserts)
     asked = [(0, name) for name in names]
     answers = evaluate.locate(vlm, vision, asked, inserts, ConfigDict(chosen | dict(options or {})), "asking")
     scale = np.array([photo.width, photo.height] * 2) / size
-    return [
-        Location(name, tuple(float(v) for v in a.box * scale), a.text, bool(a.parsed), float(a.score))
-        for name, a in zip(names, answers, strict=True)
-    ]
+    out = []
+    for name, answer in zip(names, answers, strict=True):
+        x1, y1, x2, y2 = (float(v) for v in answer.box * scale)
+        out.append(Location(name, (x1, y1, x2, y2), answer.text, bool(answer.parsed), float(answer.score)))
+    return out

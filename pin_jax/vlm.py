@@ -408,7 +408,7 @@ class Digest:
 
     def __call__(self, place: str, array: np.ndarray) -> None:
         digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self._parts[place] = digest.hexdigest()
 
     @property

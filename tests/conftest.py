@@ -21,6 +21,16 @@ from tests.fixtures import golden_files  # noqa: E402
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+# pytest-xdist hands out files in the order of collection (`--no-loadscope-reorder`): a long one that came last would
+# leave a worker without work. These folders have the files that start runs or train.
+LONGEST_FIRST = ("runtime", "programs", "methods", "small", "decoding", "weights", "models")
+
+
+def pytest_collection_modifyitems(items):
+    folders = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: folders.get(item.path.parent.name, len(folders)))
+
+
 def pytest_unconfigure():
     if SESSION_CACHE:
         shutil.rmtree(SESSION_CACHE, ignore_errors=True)

@@ -6,7 +6,7 @@ Every function returns a `Sheet`: it shows itself in a notebook cell, and `sheet
 from __future__ import annotations
 
 import io
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -35,7 +35,7 @@ class Sheet(Figure):
         self.savefig(out, format="png", dpi=110)
         return out.getvalue()
 
-    def save(self, path: str | pathlib.Path) -> None:
+    def save(self, path: os.PathLike[str]) -> None:
         """Writes a PNG.
 
         Raises:

@@ -15,6 +15,7 @@ class Evaluator(Protocol):
 
     def prompts(self, record: dict[str, Any]) -> Sequence[str]:
         """The names that it wants maps of for a record."""
+        ...
 
     def add(self, record: dict[str, Any], maps: Enlarged) -> None:
         """Takes cosines float[C, H, W] of these names, at the image's own resolution: `maps[k]` is one,
@@ -22,6 +23,7 @@ class Evaluator(Protocol):
 
     def scores(self) -> dict[str, Any]:
         """What came out."""
+        ...
 
 
 def evaluate(
@@ -46,7 +48,7 @@ def evaluate(
         names = list(dict.fromkeys(name for own in asked for name in own))
         maps = gem.large_maps(record["image"], names, **options) if names else None
         for evaluator, own in zip(evaluators, asked, strict=True):
-            if own:
+            if maps is not None and own:
                 evaluator.add(record, maps.only([names.index(name) for name in own]))
         progress(done)
     if not done:

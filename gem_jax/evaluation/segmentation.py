@@ -111,5 +111,5 @@ class Segmentation:
           the mIoU_bg of every threshold.
         """
         sweep = {str(t): c.mean() for t, c in zip(self.thresholds, self.swept, strict=True)}
-        chosen = max(sweep, key=lambda t: -1.0 if sweep[t] is None else sweep[t])
+        chosen = max(sweep, key=lambda t: -1.0 if (score := sweep[t]) is None else score)
         return {"mIoU": self.without.mean(), "mIoU_bg": sweep[chosen], "threshold": float(chosen), "sweep": sweep}

@@ -6,7 +6,7 @@ A source is iterated over; each record has `image` and a truth, as `segmentation
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,8 @@ class Published:
         self.records, self.kind, self.bad_records = records, kind, bad_records
         self.name = getattr(records, "name", kind)
         self.classes = getattr(records, "classes", [])
-        self.phrases, self.background = [[name] for name in self.classes], []
+        self.phrases: Sequence[Sequence[str]] = [[name] for name in self.classes]
+        self.background: list[str] = []
         self.limit = min(limit, len(records)) if limit else len(records)
 
     def __len__(self) -> int:
@@ -134,6 +135,7 @@ def open_source(config: Any, say: Callable[[str], None], known: Collection[str] 
     bad_records = BadRecordLog(config.on_bad_record, say)
     kind, _, where = config.source.partition(":")
     phrases, background = None, []
+    records: Any
     if kind == "labels" and where:
         records = label_folder(where, config.background)
     elif kind == "points" and where:

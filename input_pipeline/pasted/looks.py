@@ -102,7 +102,7 @@ def apply(image: Image.Image, look: Look, size: tuple[int, int]) -> Image.Image:
     if not ring:
         return sprite
     alpha = Image.new("L", size, 0)
-    alpha.paste(sprite.getchannel("A").point(lambda a: 255 if a >= 96 else 0), (ring, ring))
+    alpha.paste(sprite.getchannel("A").point([255 * (a >= 96) for a in range(256)]), (ring, ring))
     canvas = Image.new("RGBA", size, (*COLOURS[look.border], 255))
     canvas.putalpha(alpha.filter(ImageFilter.MaxFilter(2 * ring + 1)))
     canvas.alpha_composite(sprite, (ring, ring))

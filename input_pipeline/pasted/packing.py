@@ -41,7 +41,8 @@ def _write(folder: pathlib.Path, rows: Iterable[tuple[bytes, dict[str, Any]] | N
     try:
         partial.mkdir(parents=True)
         columns: dict[str, list] = collections.defaultdict(list)
-        count, writer = 0, None
+        count = 0
+        writer: Any = None
         for row in rows:
             if row is None:
                 continue

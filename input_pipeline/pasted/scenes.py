@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.pasted import backgrounds as backgrounds_lib
@@ -134,10 +135,14 @@ class Scenes:
         for k, (cutout, size, flip) in enumerate(zip(chosen, sizes, mirrored, strict=True)):
             if record["looks"] and record["looks"][k].words()[1:] != bare:
                 whole = self.cutouts[cutout][1]
-                sprites.append(looks.apply(whole.transpose(0) if flip else whole, record["looks"][k], size))
+                sprites.append(
+                    looks.apply(
+                        whole.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else whole, record["looks"][k], size
+                    )
+                )
             else:
                 sprite = self.cutouts.render(cutout, size)
-                sprites.append(sprite.transpose(0) if flip else sprite)
+                sprites.append(sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else sprite)
         record["image"] = paste.compose(self.backgrounds.draw(rng, config.image_size), sprites, boxes, cell)
         if config.with_masks:
             record["masks"] = paste.masks(sprites, boxes, config.grid, cell)

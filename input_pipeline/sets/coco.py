@@ -107,7 +107,7 @@ def read(
             key, own = whole(category["id"]), rename(good_name(category["name"], at))
             if called.setdefault(key, own) != own:
                 raise UserError(f"{at}: id {key} is {called[key]!r} before; {own!r} is left out", "category id twice")
-    of: dict[Any, dict[str, list]] = {}
+    of: dict[Any, dict[str, Any]] = {}
     found = []
     for k, image in enumerate(images):
         with bad_records.guard(f"{where}, image {k}"):
@@ -121,7 +121,7 @@ def read(
     for k, annotation in enumerate(annotations):
         at = f"{where}, annotation {k}"
         with bad_records.guard(at):
-            rows = of.get(whole(annotation["image_id"]))
+            rows: dict[str, Any] | None = of.get(whole(annotation["image_id"]))
             if rows is None:
                 raise UserError(f"{at}: image_id {annotation['image_id']} is no image of the set", "unknown image")
             category = whole(annotation["category_id"])
@@ -165,10 +165,14 @@ def size_of(image: dict[str, Any]) -> tuple[int, int]:
     Raises:
       TypeError: no whole numbers of pixels.
     """
-    sides = whole(image["width"]), whole(image["height"])
-    if not all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in sides):
+    width, height = whole(image["width"]), whole(image["height"])
+    if (
+        isinstance(width, str)
+        or isinstance(height, str)
+        or not 0 < min(width, height) <= max(width, height) <= MAX_PIXELS
+    ):
         raise TypeError(f"size {image['width']!r} x {image['height']!r}")
-    return sides
+    return width, height
 
 
 def _file(image: dict[str, Any]) -> str:

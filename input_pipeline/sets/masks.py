@@ -18,7 +18,9 @@ def decode(shape: Any, width: int, height: int, where: str) -> np.ndarray:
     Raises:
       UserError: anything else, or run lengths of another size.
     """
-    from pycocotools import mask
+    from pycocotools import mask as mask_lib
+
+    mask: Any = mask_lib  # its types know fewer forms than it takes
 
     if shape is None or shape == []:
         return np.zeros((height, width), bool)

@@ -23,11 +23,12 @@ def detection(spec: str, data_dir: str, bad_records: BadRecordLog, split: str = 
       UserError: the package is missing, the set is not prepared there, or it has no boxes.
     """
     try:
-        import tensorflow_datasets as tfds
+        import tensorflow_datasets
     except ImportError as error:
         raise UserError(
             f"tfds:{spec}: the package tensorflow-datasets is missing; pip install tensorflow-datasets"
         ) from error
+    tfds: Any = tensorflow_datasets  # its types know fewer options than it takes
     try:
         builder = tfds.builder(spec, **({"data_dir": data_dir} if data_dir else {}), file_format="array_record")
         if not builder.info.splits:

@@ -115,7 +115,7 @@ def _report(
         "executed_flops_per_step": int(executed),
         "compile_seconds": seconds,
         "estimated_step_seconds": max(times.values()),
-        "estimate_bound_by": max(times, key=times.get),
+        "estimate_bound_by": max(times, key=lambda part: times[part]),
     }
 
 

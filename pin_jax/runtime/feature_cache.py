@@ -71,7 +71,7 @@ class FeatureBank:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = np.array(self._rows[index])
-        if zlib.crc32(row) != self._sums[index]:
+        if zlib.crc32(row) != self._sums[index]:  # pyright: ignore[reportArgumentType]
             raise UserError(f"feature cache {self.path}: row {index} is damaged; delete the file, and it is made anew")
         return self.scenes.describe(index) | {self.key: row.view(self._dtype)}
 

@@ -44,7 +44,7 @@ def learning_rate(config: ConfigDict) -> optax.ScalarOrSchedule:
 def learning_rate_at(config: ConfigDict, step: int) -> float:
     """The learning rate of step 1, 2, ...; of several that make one update, that of the first."""
     rate, every = learning_rate(config), config.get("accumulate", 1)
-    return float(rate((step - 1) // every * every)) if callable(rate) else float(rate)
+    return float(rate((step - 1) // every * every) if callable(rate) else rate)  # pyright: ignore[reportArgumentType]
 
 
 def optimiser(config: ConfigDict) -> optax.GradientTransformation:
@@ -66,7 +66,7 @@ def optimiser(config: ConfigDict) -> optax.GradientTransformation:
     if every > 1 and callable(rate):
         of_step = rate
         rate = lambda updates: of_step(updates * every)  # noqa: E731 (a schedule is a function)
-    parts = [optax.adam(rate)]
+    parts: list[optax.GradientTransformation] = [optax.adam(rate)]
     if options["clip_norm"]:
         parts.insert(0, optax.clip_by_global_norm(options["clip_norm"]))
     if options["ema"]:
@@ -95,7 +95,7 @@ def average_of_parameters(decay: float) -> optax.GradientTransformationExtraArgs
         average = optax.incremental_update(new, state.average, 1 - decay)
         return updates, AverageState(state.updates + 1, average)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def averaged(params: Any, opt: Any, decay: float) -> Any:

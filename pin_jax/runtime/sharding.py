@@ -246,6 +246,7 @@ def shard_rows(array: np.ndarray, mesh: Mesh | None) -> jax.Array | np.ndarray:
 def fetch(array: jax.Array) -> np.ndarray:
     """A global array as a host array, on every process."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
+        assert isinstance(array.sharding, NamedSharding)  # all that this project makes
         replicated = NamedSharding(array.sharding.mesh, PartitionSpec())
         array = jax.jit(lambda x: x, out_shardings=replicated)(array)
     return np.asarray(array)

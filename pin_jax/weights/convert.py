@@ -203,7 +203,7 @@ def convert(
 
     for key in tensors:
         match, rule = find(key)
-        if rule is None:
+        if match is None or rule is None:
             unmapped.append(key)
             continue
         if rule.target is None:
@@ -227,7 +227,8 @@ def convert(
         if problem is None and place in slot.filled:
             first = slot.filled[place]
             dtype = slot.spec.dtype
-            other = find(first)[1].transform(np.asarray(tensors[first]))
+            other_rule = find(first)[1] or rule
+            other = other_rule.transform(np.asarray(tensors[first]))
             if not np.array_equal(other.astype(dtype), array.astype(dtype)):
                 problem = "differs from another tensor of the file that stands for the same parameter"
         elif problem is None:

@@ -77,7 +77,7 @@ def fill(skeleton: Any, tensors: dict[str, np.ndarray], source: str) -> Any:
     Raises:
       UserError: lists every missing, unknown and misshapen tensor at once, and those that are no weights (`unusable`).
     """
-    wanted = traverse_util.flatten_dict(skeleton, sep="/")
+    wanted: dict[str, Any] = traverse_util.flatten_dict(skeleton, sep="/")
     problems = [f"missing {k}" for k in sorted(wanted.keys() - tensors.keys())]
     problems += [f"unknown {k}" for k in sorted(tensors.keys() - wanted.keys())]
     problems += [f"{k} {fault}" for k in sorted(wanted.keys() & tensors.keys()) if (fault := unusable(tensors[k]))]
