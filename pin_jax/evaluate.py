@@ -31,7 +31,7 @@ TEXT_DECODERS = ("greedy", "beam")
 RANDOM_DRAWS = 200
 IN_MEMORY = 2**30  # bytes of vision tokens
 LONGEST_ANSWER = 12  # tokens of a box
-SHOWN = 24  # pictures that every process gets, to be drawn
+SHOWN = 12  # pictures that every process gets, to be drawn
 
 
 def ask(

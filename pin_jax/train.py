@@ -7,10 +7,11 @@ unless the method acts inside it.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
-import time
 from typing import Any
 
 import flax.struct
@@ -30,7 +31,10 @@ from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_lengt
 from pin_jax import adapters, methods
 from pin_jax.runtime import feature_cache, files, launch, preemption, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
+from pin_jax.runtime.meter import Meter, Profile, device_memory
 from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser
+from pin_jax.runtime.prefetch import prefetched
+from pin_jax.scoring import first_batch as first_batches
 from pin_jax.validation import Validation
 from pin_jax.vlm import VLM
 from pin_jax.weights.parameters import count_parameters
@@ -254,6 +258,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
       preemption.Preempted: after SIGTERM, once the state is saved.
     """
     method = methods.build(config.method, vlm.model.config, config.method_options)
+    refuse_float16(vlm, in_vision(method, vlm.params))
     tx = optimiser(config)
     mesh, frozen = vlm.mesh, vlm.params
     state = sharding.replicate(initial(method, tx, config.seed, frozen), mesh)
@@ -269,8 +274,17 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
         reporting.say(f"going on from step {first} of {config.steps}")
     iterator = training_batches(config, vlm, source, first)
     step_fn = make_step(vlm, method, tx, config.seed)
-    log, begin, outgrown = reporting.Log(workdir), time.monotonic(), False
+    log, outgrown = reporting.Log(workdir, wandb_config(config)), False
     validate = Validation(config, workdir, vlm) if config.get("eval_every", 0) else None
+    meter, profile = Meter(), Profile(config.get("profile", ()), workdir / "profile")
+
+    def make() -> dict[str, jax.Array]:
+        batch = next(iterator)
+        if not drawn:
+            drawn.append(True)
+            if first == 0 and jax.process_index() == 0:
+                log.picture(first_batch(workdir, vlm, source, batch))
+        return sharding.from_local_rows(batch, mesh)
 
     def trained() -> Any:
         return averaged(state.trainable, state.opt, config.get("ema", 0.0))
@@ -287,25 +301,39 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
         export_insert(config, workdir, vlm, step, jax.device_get(trained()))
         checkpoints.save(step, state)
 
+    drawn: list[bool] = []
     title, total = f"training {config.method}", config.steps * config.batch_size
-    with preemption.waits(), reporting.progress(title, total, "image") as advance:
+    bar = reporting.progress(title, total, "image", config.get("say_every", reporting.SAY_EVERY))
+    with preemption.waits(), contextlib.closing(profile), prefetched(make) as next_batch, bar as advance:
+        meter.restart()
+        metrics: dict[str, jax.Array] = {}
         for i in range(first + 1, config.steps + 1):
+            with meter.waiting():
+                batch = next_batch()
+            profile.before(i)
+            before = metrics
             with sharding.on(mesh):
-                state, metrics = step_fn(state, frozen, sharding.from_local_rows(next(iterator), mesh))
+                state, metrics = step_fn(state, frozen, batch)
+            jax.block_until_ready(before)  # one step runs, one waits: batches do not pile up on the devices
+            profile.after(i, metrics)
+            meter.count(config.batch_size)
             last, stopped = i == config.steps, preemption.reached()
             scored = validate is not None and (i % config.eval_every == 0 or last)
             if i % config.log_every == 0 or last or scored:
-                seconds = time.monotonic() - begin
                 values = {name: float(value) for name, value in metrics.items()}
-                values["learning_rate"] = learning_rate_at(config, i)
-                values["images_per_second"] = (i - first) * config.batch_size / seconds
+                values |= {"learning_rate": learning_rate_at(config, i), **meter.read(), **device_memory()}
                 if scored and np.isfinite(values["loss"]):
                     values |= validate(i, method, jax.device_get(trained()))
+                    meter.restart()
                 log.scalars(i, **values)
                 advance(i * config.batch_size, f"loss {values['loss']:.3f}")
                 outgrown = outgrown or _warn_of_size(i, values)
             if i % config.save_every == 0 or last or stopped or not np.isfinite(log.latest_loss):
                 save(i, metrics["loss"])
+                meter.restart()
+            if i == first + 1:  # the first step compiles
+                jax.block_until_ready(metrics)
+                meter.restart()
             if stopped:
                 checkpoints.wait()
                 reporting.say(f"SIGTERM: state of step {i} is saved; the same command goes on from there")
@@ -314,6 +342,25 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
     checkpoints.close()
     log.close()
     return trained()
+
+
+def wandb_config(config: ConfigDict) -> dict[str, Any] | None:
+    """What Weights & Biases is told of a run; None without config.wandb."""
+    return json.loads(config.to_json_best_effort()) if config.get("wandb", False) else None
+
+
+def first_batch(workdir: epath.Path, vlm: VLM, source: Curriculum, batch: dict[str, np.ndarray]) -> epath.Path:
+    """Draws the pictures, texts and boxes of the first batch; returns where."""
+    images = batch.get("image")
+    if images is None:  # features are cached: the same scenes, with their pictures
+        _, count = sharding.process_part(vlm.mesh)
+        scenes = Curriculum(*(getattr(part, "scenes", part) for part in (source.early, source.late)),
+                            source.total, source.share, source.seed)  # fmt: skip
+        images = [scenes[i * count]["image"] for i in range(min(first_batches.SHOWN, len(batch["ids"])))]
+    path = epath.Path(workdir) / "first_batch.png"
+    hidden = (vlm.model.config.pad_token, vlm.model.config.image_token)
+    first_batches.draw(path, images, batch, vlm.tokenizer, vlm.codec, hidden)
+    return path
 
 
 def export_insert(config: ConfigDict, workdir: epath.Path, vlm: VLM, step: int, params: Any) -> None:
@@ -339,6 +386,26 @@ def _warn_of_size(step: int, values: dict[str, float]) -> bool:
             f" to ({tokens:.1f}), which hides the picture; lower config.lr, or warm up (config.warmup)"
         )
     return outgrown
+
+
+def refuse_float16(vlm: VLM, in_vision: bool) -> None:
+    """Refuses to train through float16, whose gradients underflow without loss scaling.
+
+    Args:
+      in_vision: gradients go through the vision encoder too.
+
+    Raises:
+      UserError: names the parts.
+    """
+    fields = dataclasses.fields(vlm.model.config)
+    parts = {field.name: getattr(getattr(vlm.model.config, field.name), "dtype", None) for field in fields}
+    parts = {name: dtype for name, dtype in parts.items() if name != "vision" or in_vision}
+    half = [name for name, dtype in parts.items() if dtype is not None and jnp.dtype(dtype) == jnp.float16]
+    if half:
+        raise UserError(
+            f"config.dtype: {', '.join(half)} in float16, in which gradients underflow without loss scaling; train with"
+            " --config.dtype=bfloat16"
+        )
 
 
 def in_vision(method: Any, frozen: Any) -> bool:

@@ -70,6 +70,9 @@ def published() -> ConfigDict:
     config.log_every = 20
     config.save_every = 1000
     config.keep = 3  # checkpoints
+    config.say_every = 30.0  # seconds between lines of progress, where there is no terminal
+    config.profile = ()  # first and last step of a trace, such as (100, 110)
+    config.wandb = False  # Weights & Biases beside TensorBoard
     config.eval_every = 0  # steps between evaluations on a few scenes, of which the best insert is kept; 0 is none
     config.eval_subset = 64  # scenes of such an evaluation, others than those at the end
 

@@ -112,7 +112,7 @@ class Curriculum:
     """
 
     def __init__(self, early: Any, late: Any, total: int, share: float, seed: int):
-        self.early, self.late, self.total, self.seed = early, late, total, seed
+        self.early, self.late, self.total, self.share, self.seed = early, late, total, share, seed
         self.boundary = round(total * share)
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 

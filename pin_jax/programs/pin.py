@@ -40,6 +40,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         return
     if config.run == "predict":
         _check_predict(config)
+    if config.run == "train" and config.get("wandb", False):
+        reporting.wandb()  # refused before anything is read
     insert = None if config.run == "train" else find_insert(config, workdir)  # before weights are read
     vlm = open_vlm(config, config.batch_size if config.run == "train" else 0)
     files.make_folder(workdir)

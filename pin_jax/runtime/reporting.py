@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -13,15 +15,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
+from input_pipeline.errors import UserError
 from pin_jax.runtime import files
 
+SAY_EVERY = 30.0  # seconds between lines of progress in a log
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 
@@ -59,61 +65,89 @@ def _cell(value: Any) -> str:
 
 
 class _Rate(ProgressColumn):
-    """Items per second since the start of the task."""
+    """Items per second, lately."""
 
     def __init__(self, unit: str):
         super().__init__()
         self.unit = unit
 
     def render(self, task) -> Text:
-        speed = (task.completed - task.fields["start_at"]) / task.elapsed if task.elapsed else 0
-        return Text(f"{speed:,.0f} {self.unit}/s")
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {self.unit}/s" if speed else "")
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar with ETA and rate.
+def progress(title: str, total: int, unit: str, every: float = SAY_EVERY) -> Iterator[Callable[..., None]]:
+    """A progress bar with ETA and rate, those of late: neither compilation nor an earlier run counts.
 
-    On a terminal it moves; in a log it is a line for every tenth. Without a title there is none.
+    On a terminal it moves; in a log it is a line now and then, and one at the end. Without a title there is none.
+
+    Args:
+      every: seconds from line to line in a log.
 
     Yields:
       advance(done, note=""): sets how much is done.
     """
-    if not title:
+    quiet = not title or jax.process_index() != 0
+    if quiet:
         yield lambda done, note="": None
+        return
+    if not console.is_terminal:
+        yield _lines(title, total, unit, every)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Rate(unit + "s"))
     columns += (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    quiet = jax.process_index() != 0
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total, note="", start_at=0)
-        begin, start_at, tenth = time.monotonic(), None, -1
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, note="")
+        yield lambda done, note="": bar.update(task, completed=done, note=note)
 
-        def advance(done: int, note: str = "") -> None:
-            nonlocal start_at, tenth
-            if start_at is None:  # a resumed run does not count what an earlier one did
-                start_at = done if done > total // 10 else 0
-            bar.update(task, completed=done, note=note, start_at=start_at)
-            if console.is_terminal or quiet or 10 * done // max(total, 1) == tenth:
-                return
-            tenth = 10 * done // max(total, 1)
-            speed = (done - start_at) / (time.monotonic() - begin)
-            rate = f"{speed:,.0f} {unit}s/s, ETA {(total - done) / speed:,.0f} s " if speed else ""
-            say(f"{title}: {done:,} of {total:,} {unit}s, {rate}{note}".rstrip(" ,"))
 
-        yield advance
+def _lines(title: str, total: int, unit: str, every: float) -> Callable[..., None]:
+    """Progress as lines of a log; a rate is that since the line before."""
+    said = time.monotonic()
+    before: tuple[float, int] | None = None
+
+    def advance(done: int, note: str = "") -> None:
+        nonlocal said, before
+        now = time.monotonic()
+        before = before or (now, done)
+        if done < total and now - said < every:
+            return
+        speed = (done - before[1]) / (now - before[0]) if now > before[0] else 0
+        rate = f"{speed:,.0f} {unit}s/s, ETA {(total - done) / speed:,.0f} s, " if speed else ""
+        say(f"{title}: {done:,} of {total:,} {unit}s, {rate}{note}".rstrip(" ,"))
+        said, before = now, (now, done)
+
+    return advance
+
+
+def wandb() -> Any:
+    """The module of Weights & Biases.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            "config.wandb: wandb is not installed; pip install wandb, or leave config.wandb=False"
+        ) from error
 
 
 class Log:
     """Scalars of a run, for TensorBoard and for the loss curve; a resumed run goes on in the same files.
 
+    Args:
+      workdir: where they go. config: of the run, for Weights & Biases; None does without.
+
     Raises:
-      UserError: they cannot be written.
+      UserError: they cannot be written, or Weights & Biases is not installed.
     """
 
-    def __init__(self, workdir: os.PathLike[str]):
+    def __init__(self, workdir: os.PathLike[str], config: Mapping[str, Any] | None = None):
         self._path = epath.Path(workdir) / "scalars.jsonl"
-        self._writer = None
+        self._writer = self._wandb = None
         self.latest_loss = 0.0
         if jax.process_index() > 0:  # the others have the same values
             return
@@ -127,6 +161,15 @@ class Log:
         self._append("\n" if cut else "")
         with files.told(tensorboard):
             self._writer = SummaryWriter(os.fspath(tensorboard))
+        if config is not None:
+            name = files.absolute(workdir)  # of a resumed run the same
+            self._wandb = wandb().init(
+                dir=None if files.is_remote(self._path) else os.fspath(workdir),
+                id=hashlib.sha256(name.encode()).hexdigest()[:16],
+                name=epath.Path(workdir).name,
+                config=dict(config),
+                resume="allow",
+            )
 
     def _append(self, text: str) -> None:
         with files.told(self._path):
@@ -146,10 +189,26 @@ class Log:
         with files.told(self._path.parent / "tensorboard"):
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+    def picture(self, path: os.PathLike[str]) -> None:
+        """Shows a picture's file, under its name, at step 0."""
+        if self._writer is None:
+            return
+        path = epath.Path(path)
+        with path.open("rb") as file:
+            pixels = np.asarray(Image.open(file).convert("RGB"))
+        with files.told(self._path.parent / "tensorboard"):
+            self._writer.add_image(path.stem, pixels, 0, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.log({path.stem: wandb().Image(pixels)}, step=0)
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def read_scalars(workdir: os.PathLike[str]) -> list[dict[str, float]]:

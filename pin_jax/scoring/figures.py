@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -12,15 +14,33 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (the backend must be chosen first)
 import numpy as np  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from pin_jax.runtime import files  # noqa: E402
 
-COLOURS = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#3cb44b", "#008080")
+# Okabe and Ito's palette, which the colour-blind tell apart; and what is legible on each.
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+INKS = ("white", "white", "white", "black", "black", "black")
+LARGEST = 500_000  # bytes of a picture
+DPI, SMALLEST_DPI = 110, 50
+LABEL_PAD = 3  # pixels around a name
 
 
 def _save(figure: plt.Figure, path: os.PathLike[str]) -> None:
-    files.write_with(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    """Saves a figure as a PNG of at most `LARGEST` bytes: in 256 colours, then smaller, where photographs need more."""
+    dpi, colours = DPI, 0
+    while True:
+        held = io.BytesIO()
+        figure.savefig(held, format="png", dpi=dpi)
+        if colours:
+            picture = Image.open(held).convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT)
+            held = io.BytesIO()
+            picture.save(held, "PNG", optimize=True)
+        if held.tell() <= LARGEST or dpi <= SMALLEST_DPI:
+            break
+        dpi, colours = (int(dpi * 0.85), colours) if colours else (dpi, 256)
     plt.close(figure)
+    files.write_bytes(path, held.getvalue())
 
 
 def _box(axes, box: np.ndarray, colour: str, dashed: bool) -> None:
@@ -32,8 +52,58 @@ def _box(axes, box: np.ndarray, colour: str, dashed: bool) -> None:
         )
 
 
+def place_labels(anchors: np.ndarray, sizes: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    """Places rectangles near their anchors, inside a picture and beside each other as far as there is room.
+
+    Args:
+      anchors: float[n, 2], where the upper left corners would be. sizes: float[n, 2], widths and heights.
+      bounds: width and height of the picture.
+
+    Returns:
+      float[n, 2], the upper left corners.
+    """
+    placed: list[np.ndarray] = []
+    room = np.maximum(np.array(bounds, float) - sizes, 0)
+
+    def free(corner: np.ndarray, size: np.ndarray) -> bool:
+        apart = [((corner + size <= at) | (at + other <= corner)).any() for at, other in zip(placed, sizes)]  # noqa: B905
+        return all(apart)
+
+    for anchor, size, most in zip(anchors, sizes, room, strict=True):
+        anchor = np.clip(anchor, 0, most)
+        edges = [[anchor[axis], 0.0, most[axis]] for axis in (0, 1)]
+        for at, other in zip(placed, sizes):  # noqa: B905 (those placed so far)
+            for axis in (0, 1):
+                edges[axis] += [at[axis] - size[axis], at[axis] + other[axis]]
+        corners = np.array([(x, y) for x in edges[0] for y in edges[1]])
+        corners = corners[((corners >= 0) & (corners <= most)).all(1)]
+        corners = corners[np.argsort(np.abs(corners - anchor).sum(1), kind="stable")]
+        placed.append(next((corner for corner in corners if free(corner, size)), anchor))
+    return np.array(placed).reshape(-1, 2)
+
+
+def _label(axes: plt.Axes, names: Sequence[str], boxes: Sequence[np.ndarray]) -> list[plt.Text]:
+    """Writes the names of boxes on an image whose place in the figure is settled."""
+    texts = [
+        axes.text(0, 0, textwrap.fill(name, 38), fontsize=7, color=INKS[k % len(INKS)], va="top",
+                  bbox={"facecolor": COLOURS[k % len(COLOURS)], "pad": 1, "edgecolor": "none"})
+        for k, name in enumerate(names)
+    ]  # fmt: skip
+    if not texts:
+        return texts
+    renderer, picture = axes.figure.canvas.get_renderer(), axes.get_window_extent()
+    extents = [text.get_window_extent(renderer) for text in texts]
+    sizes = np.array([(extent.width, extent.height) for extent in extents]) + 2 * LABEL_PAD
+    corners = axes.transData.transform([(box[0], box[1]) for box in boxes])
+    anchors = np.stack([corners[:, 0] - picture.x0, picture.y1 - corners[:, 1]], 1)  # y points down
+    for text, (x, y) in zip(texts, place_labels(anchors, sizes, (picture.width, picture.height)), strict=True):
+        at = (picture.x0 + x + LABEL_PAD, picture.y1 - y - LABEL_PAD)
+        text.set_position(axes.transData.inverted().transform(at))
+    return texts
+
+
 def predictions(
-    path: pathlib.Path,
+    path: os.PathLike[str],
     images: Sequence[np.ndarray],
     titles: Sequence[str],
     names: Sequence[Sequence[str]],
@@ -44,27 +114,30 @@ def predictions(
     """Saves a sheet of images with predicted boxes (solid) and true ones (dashed), named.
 
     Args:
-      images: uint8[H, W, 3] each. titles: a line above each.
+      images: uint8[H, W, 3] each. titles: above each, a text of some lines.
       names, predicted, true: for each image its names and boxes float[4] in pixels.
     """
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.9 * rows), squeeze=False)
+    rows, wide = -(-len(images) // columns), 2.6 if columns > 1 else 5.2
+    figure, grid = plt.subplots(rows, columns, figsize=(wide * columns, (wide + 0.3) * rows), squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for i, (axes, image) in enumerate(zip(grid.flat, images)):  # noqa: B905 (the grid may have empty places)
+    width = int(16 * wide)  # letters
+    for axes, image, title in zip(grid.flat, images, titles):  # noqa: B905 (the grid may have empty places)
         axes.imshow(image)
-        axes.set_title(titles[i], fontsize=8)
-        for k, (name, box) in enumerate(zip(names[i], predicted[i], strict=True)):
+        lines = [part for line in title.splitlines() for part in textwrap.wrap(line, width)]
+        axes.set_title("\n".join(lines[:6] + ["..."] * (len(lines) > 6)), fontsize=7)
+    if true is not None:
+        figure.suptitle("solid: what the VLM wrote; dashed: the truth", fontsize=9)
+    figure.tight_layout()
+    figure.canvas.draw()  # settles where the images are
+    for i, axes in enumerate(grid.flat[: len(images)]):
+        for k, box in enumerate(predicted[i]):
             colour = COLOURS[k % len(COLOURS)]
             if true is not None:
                 _box(axes, true[i][k], colour, dashed=True)
             _box(axes, box, colour, dashed=False)
-            axes.text(box[0] + 2, max(box[1], 4), name, fontsize=7, color="white", va="top",
-                      bbox={"facecolor": colour, "pad": 1, "edgecolor": "none"})  # fmt: skip
-    if true is not None:
-        figure.suptitle("solid: what the VLM wrote with the insert; dashed: the truth", fontsize=9)
-    figure.tight_layout()
+        _label(axes, names[i], predicted[i])
     _save(figure, path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import shutil
@@ -22,6 +23,9 @@ from pin_jax.programs import pin
 from pin_jax.runtime.optimiser import OFF
 from tests.fixtures.golden_files import ROOT
 from tests.fixtures.small import config_for, write_vlm
+
+LOGGED = {"loss", "grad_norm", "learning_rate", "insert_norm", "token_norm", "images_per_second", "data_wait"}
+LOGGED |= {"eval_mIoU", "eval_unparsed"}
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,8 @@ def test_uncached_training_with_the_encoder_inside(folder, tmp_path):
 def test_evaluation_within_training_keeps_the_best_and_every_checkpoint_its_insert(folder, tmp_path):
     config = config_for(folder, eval_every=3, eval_subset=3, ema=0.5, steps=8, save_every=4, keep=1, log_every=100)
     pin.run(config, tmp_path)
+    with Image.open(tmp_path / "first_batch.png") as sheet:
+        assert sheet.width > 200
     rows = {row["step"]: row for row in map(json.loads, (tmp_path / "scalars.jsonl").read_text().splitlines())}
     assert list(rows) == [3, 6, 8] and all(
         {"loss", "eval_mIoU", "eval_unparsed"} <= row.keys() for row in rows.values()
@@ -206,6 +212,9 @@ def test_bad_requests_are_one_line(folder, trained, tmp_path):
     unknown = config_for(folder, run="predict", image=str(tmp_path / "ok.png"), prompts="tigre", insert=insert)
     refused(unknown, tmp_path, "tigre", "tiger")
     refused(config_for(folder, schedule="linear"), tmp_path / "s", "linear", "cosine")
+    refused(config_for(folder, dtype="float16"), tmp_path / "h", "lm in float16", "config.dtype=bfloat16")
+    if importlib.util.find_spec("wandb") is None:
+        refused(config_for(tmp_path / "nowhere", wandb=True), tmp_path, "wandb is not installed", "pip install wandb")
 
 
 def test_a_workdir_of_another_config_is_refused(folder, trained):

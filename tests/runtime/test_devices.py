@@ -50,10 +50,13 @@ def same(a, b):
 
 
 def test_eight_devices(alone, tmp_path):
+    """And a trace is written: with JAX on CPUs alone, as a libtpu of another version ends the profiler's process."""
     folder, workdir = alone
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    subprocess.run(command(folder, tmp_path / "w"), cwd=ROOT, check=True, capture_output=True, env=env)
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = ["--config.profile=(4,5)"]
+    subprocess.run([*command(folder, tmp_path / "w"), *flags], cwd=ROOT, check=True, capture_output=True, env=env)
     same(workdir, tmp_path / "w")
+    assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
 
 
 def test_two_processes(alone, tmp_path):
