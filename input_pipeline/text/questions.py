@@ -16,6 +16,7 @@ from input_pipeline.text.box_codec import BoxCodec
 from input_pipeline.text.prompts import Frame, prompt_and_target
 from input_pipeline.text.referrals import every_phrase
 
+PLACE = "<image>"  # a place of the image in a text
 KEPT = 50_000  # encoded texts: every prompt, and all 18,496 boxes
 
 
@@ -62,6 +63,12 @@ class BoxQuestions(grain.transforms.RandomMap):
                 record["query_text"][i], self.codec.encode(record["cells"][i]), record.get("curriculum", False)
             )
             read, answer = self._encode(frame.prompt(prompt)), self._encode(answer + frame.suffix)
+            places = read.count(self._encode(PLACE)[0])
+            if places != frame.prefix.count(PLACE):
+                raise UserError(
+                    f"text of {record['query_text'][i]!r} has {places} places for the image, expected"
+                    f" {frame.prefix.count(PLACE)}; leave {PLACE} out of names"
+                )
             before = [] if frame.encoder_decoder else read
             if len(read) > room or len(before) + len(answer) > written.shape[1]:
                 raise UserError(

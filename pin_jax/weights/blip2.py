@@ -210,7 +210,7 @@ def config_of(
     if len(named) > 1:
         raise UserError(f"{where}: image_token_index and image_token_id are {sorted(named)}; give one of them")
     pad = text["pad_token_id"] if text["pad_token_id"] is not None else int(kind == "opt")
-    image = named.pop() if named else image
+    image = named.pop() if named else min(image, lm.vocab - 1)  # `read` takes the tokenizer's own
     config = Blip2Config(vit, queries, lm, image_token=image, end_token=end, pad_token=pad)
     if vit.image_size % vit.patch:
         raise UserError(f"{where}, vision_config: patch_size {vit.patch} does not divide image_size {vit.image_size}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -21,6 +23,7 @@ from pin_jax import train
 from pin_jax.models.blip2 import BLIP2_FLAN_T5_XL, BLIP2_OPT_2_7B, BLIP2_OPT_6_7B
 from pin_jax.programs import pin
 from pin_jax.runtime import sharding
+from pin_jax.vlm import _codec
 from pin_jax.weights import blip2
 from pin_jax.weights.convert import Rule, convert, linear
 from pin_jax.weights.parameters import flatten
@@ -90,6 +93,77 @@ def test_tokens_that_published_models_put_into_every_text(folder):
     assert (ids == vlm.model.config.image_token).sum(1).tolist() == [tiny_blip2.QUERIES] * 2
     assert (ids == vlm.tokenizer.convert_tokens_to_ids("</s>")).sum(1).tolist() == [1, 1]
     assert (ids[~mask] == vlm.model.config.pad_token).all() and (ids[mask] != vlm.model.config.pad_token).all()
+
+
+def test_places_of_the_image_are_counted(folder, tmp_path):
+    """An image whose places are not the model's image token would be ignored without a word."""
+    vlm, _ = pin_jax.load_vlm(folder)
+    for name in ("<image>", "cat <image><image>"):
+        with pytest.raises(UserError, match="places for images, but an image has 4; leave out <image>"):
+            vlm.tokenize([vlm.frame.prompt(f"In the image is a {name} located at")])
+        record = {"query_text": [name], "cells": np.array([[1, 2, 3, 4]]), "image": np.zeros((2, 2, 3))}
+        with pytest.raises(UserError, match="places for the image, expected 4; leave <image> out of names"):
+            BoxQuestions(vlm.tokenizer, vlm.codec, 2, 80, vlm.frame).random_map(record, np.random.default_rng(0))
+    image = vlm.model.config.image_token
+    meta = json.loads((folder / "config.json").read_text())
+    copy = shutil.copytree(folder, tmp_path / "m")
+
+    def loaded(**change):
+        held = {key: value for key, value in (meta | change).items() if value != "left out"}
+        (copy / "config.json").write_text(json.dumps(held))
+        return pin_jax.load_vlm(copy)[0].model.config.image_token
+
+    # null and left out are the tokenizer's own, by either name
+    assert loaded(image_token_index=None) == loaded(image_token_index="left out", image_token_id=image) == image
+    for change in ({"image_token_index": image - 1}, {"image_token_index": None, "image_token_id": 7},
+                   {"image_token_id": image - 1}, {"image_token_index": 10**6}, {"image_token_index": -1}):  # fmt: skip
+        with pytest.raises(UserError, match="image_token"):
+            loaded(**change)
+    moved = dataclasses.replace(vlm, model=type(vlm.model)(dataclasses.replace(vlm.model.config, image_token=image - 1)))
+    with pytest.raises(UserError, match="4 places for the image, but the tokenizer makes 0 tokens"):
+        moved.tokenize([vlm.frame.prompt("In the image is a cat")])
+
+
+def test_folders_that_lack_a_part_or_hold_nonsense(folder, tmp_path):
+    """A hub's cache may hold config and weights alone; numbers may be NaN."""
+
+    def refused(change, words):
+        copy = shutil.copytree(folder, tmp_path / words[:12].strip("."), dirs_exist_ok=True)
+        change(copy)
+        with pytest.raises(UserError, match=words) as caught:
+            pin_jax.load_vlm(copy)
+        assert "\n" not in str(caught.value)
+
+    def only_weights(copy):
+        for path in copy.iterdir():
+            if path.name not in ("config.json", "model.safetensors"):
+                path.unlink()
+
+    def pixels(**entries):
+        def change(copy):
+            path = copy / "preprocessor_config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+        return change
+
+    def nan(copy):
+        tensors = load_file(copy / "model.safetensors")
+        tensors["qformer.layernorm.weight"][3] = np.nan
+        tensors["language_projection.bias"] = tensors["language_projection.bias"].astype(np.int32)
+        save_file(tensors, copy / "model.safetensors")
+
+    refused(only_weights, "no vocabulary in it; it must hold tokenizer.json")
+    refused(pixels(image_std=[0.5, 0.0, 0.5]), "std of the pixels is .*expected three numbers over 0")
+    refused(pixels(do_normalize=False), "do_normalize is False, but only")
+    refused(nan, "language_projection.bias .* is int32.*|qformer.layernorm.weight .* holds NaN")
+
+
+def test_an_image_that_16_cells_do_not_divide(tmp_path):
+    """The grid is then the number next to 16 that does; one that is asked for must."""
+    assert _codec(224, 0).grid == _codec(160, 0).grid == 16
+    assert (_codec(364, 0).grid, _codec(378, 0).grid, _codec(28, 0).grid, _codec(13, 0).grid) == (14, 14, 14, 13)
+    with pytest.raises(UserError, match="grid 16 must divide image_size 364"):
+        _codec(364, 16)
 
 
 def test_shards_and_dtypes(folder, tmp_path):
@@ -195,6 +269,7 @@ def test_forms_that_no_published_model_has():
 PROGRAM = """
 import sys, jax, numpy as np, pin_jax
 from pin_jax.runtime import sharding
+from pin_jax.vlm import _codec
 jax.config.update("jax_default_matmul_precision", "highest")
 whole = pin_jax.load_vlm(sys.argv[1])
 for sizes in ({"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 4, "fsdp": 2}):
