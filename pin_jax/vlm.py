@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from pin_jax.runtime import sharding
 from pin_jax.weights import config_sizes, files, registry, tokenizers
 from pin_jax.weights.config_entries import SIZE, known_names, part, pixel_statistics
 from pin_jax.weights.convert import convert
+from pin_jax.weights.digests import Digest
 from pin_jax.weights.openflamingo import load as load_openflamingo
 from pin_jax.weights.parameters import fill, flatten, identity, read_safetensors
 
@@ -387,10 +387,11 @@ def _published(found: registry.Published, source: str, mesh: Mesh, rules: shardi
     codec = _codec(found.model.config.vision.image_size, grid)
     with config_sizes.buildable(found.source or source):
         shapes = skeleton(found.model, found.dtypes)
-    digest = Digest()
+    digest = Digest(getattr(found.tensors, "files", ()))
     params = convert(
         found.tensors, found.table, shapes, found.source or source, sharding.shardings(shapes, mesh, rules), digest
     )
+    digest.keep()
     vlm = VLM(
         found.model, params, found.tokenizer, codec, found.mean, found.std, digest.identity,
         frame=found.frame, mesh=mesh, processor=found.processor,
@@ -398,20 +399,3 @@ def _published(found: registry.Published, source: str, mesh: Mesh, rules: shardi
     if vlm.tokenizer is not None:
         vlm.check_places([vlm.frame.prefix])
     return vlm, params
-
-
-class Digest:
-    """Hashes tensors as they are read, in any order: an identity that depends on neither mesh nor dtype of a run."""
-
-    def __init__(self):
-        self._parts: dict[str, str] = {}
-
-    def __call__(self, place: str, array: np.ndarray) -> None:
-        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._parts[place] = digest.hexdigest()
-
-    @property
-    def identity(self) -> str:
-        """16 hexadecimal digits."""
-        return hashlib.sha256(repr(sorted(self._parts.items())).encode()).hexdigest()[:16]

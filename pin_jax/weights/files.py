@@ -201,6 +201,11 @@ class Tensors(Mapping[str, np.ndarray]):
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
             raise UserError(f"weights {folder}: neither {name} nor {index.name} in it (it holds {found})")
 
+    @property
+    def files(self) -> list[pathlib.Path]:
+        """The files that the tensors stand in."""
+        return sorted(set(self._where.values()))
+
     def _file(self, path: pathlib.Path) -> Any:
         if self._open is None or self._open[0] != path:
             try:

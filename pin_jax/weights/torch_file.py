@@ -213,12 +213,16 @@ class TorchTensors(Mapping[str, np.ndarray]):
       paths: of files that hold a flat dict of tensors; one dict of a bigger dict, by `inside`.
       inside: the key, where present, below which the dict stands: {'model_state_dict': {...}, 'epoch': 3}.
 
+    Attributes:
+      files: the paths.
+
     Raises:
       UserError: as `load`, or there is no dict of tensors.
     """
 
     def __init__(self, *paths: str | pathlib.Path, inside: str | None = None):
         self._tensors: dict[str, Tensor] = {}
+        self.files = [pathlib.Path(path) for path in paths]
         for path in paths:
             held = load(path)
             if isinstance(held, Mapping) and isinstance(held.get(inside), Mapping):

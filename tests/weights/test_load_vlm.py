@@ -119,7 +119,9 @@ def test_places_of_the_image_are_counted(folder, tmp_path):
                    {"image_token_id": image - 1}, {"image_token_index": 10**6}, {"image_token_index": -1}):  # fmt: skip
         with pytest.raises(UserError, match="image_token"):
             loaded(**change)
-    moved = dataclasses.replace(vlm, model=type(vlm.model)(dataclasses.replace(vlm.model.config, image_token=image - 1)))
+    moved = dataclasses.replace(
+        vlm, model=type(vlm.model)(dataclasses.replace(vlm.model.config, image_token=image - 1))
+    )
     with pytest.raises(UserError, match="4 places for the image, but the tokenizer makes 0 tokens"):
         moved.tokenize([vlm.frame.prompt("In the image is a cat")])
 

@@ -109,6 +109,12 @@ class _Joined(Mapping[str, np.ndarray]):
     def add(self, key: str, source: Mapping[str, np.ndarray], name: str, change: Callable | None = None) -> None:
         self._where.setdefault(key, (source, name, change))
 
+    @property
+    def files(self) -> list[pathlib.Path]:
+        """The files that the tensors stand in."""
+        sources = {id(source): source for source, _, _ in self._where.values()}
+        return sorted({path for source in sources.values() for path in source.files})
+
     def __getitem__(self, key: str) -> np.ndarray:
         source, name, change = self._where[key]
         return source[name] if change is None else change(source[name])
