@@ -98,8 +98,14 @@ def inputs(config: Blip2Config, batch: int, length: int) -> dict[str, np.ndarray
     ids[:, :queries] = config.image_token
     target = np.zeros(ids.shape, np.float32)
     target[:, -10:] = 1  # a box and its end
+    places = np.tile(np.arange(queries + length - 10, queries + length, dtype=np.int32), (batch, 1))
     size = config.vision.image_size
-    return {"image": rng.integers(0, 255, (batch, size, size, 3), np.uint8), "ids": ids, "target": target}
+    return {
+        "image": rng.integers(0, 255, (batch, size, size, 3), np.uint8),
+        "ids": ids,
+        "target": target,
+        "places": places,
+    }
 
 
 def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -121,7 +127,7 @@ def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.n
     rows = len(batch["ids"])
     device = {
         "image": jax.device_put(batch["image"]),
-        **{k: jax.device_put(batch[k][:, None]) for k in ("ids", "target")},
+        **{k: jax.device_put(batch[k][:, None]) for k in ("ids", "target", "places")},
     }
     work = flops.count_flops(
         step, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (held[0], params, device))

@@ -27,7 +27,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
 from input_pipeline.pasted import sizes
 from input_pipeline.pasted.scenes import Scenes, scene_config
-from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_length
+from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_lengths
 from pin_jax import adapters, methods
 from pin_jax.runtime import feature_cache, files, launch, preemption, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
@@ -105,20 +105,21 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
     return Curriculum(*parts, total, config.curriculum, config.seed)
 
 
-def text_length(config: ConfigDict, vlm: VLM, source: Curriculum) -> int:
-    """Tokens of a training text: config.text_length, or as many as the longest name of the source needs.
+def text_lengths(config: ConfigDict, vlm: VLM, source: Curriculum) -> tuple[int, int]:
+    """Tokens of a training text and of its target: as many as the longest name of the source needs.
+
+    A text may be longer (config.text_length).
 
     Raises:
       UserError: config.text_length is too small for it, which else would be found out in mid-run.
     """
-    given = config.text_length
-    asked = source.phrases(), config.curriculum > 0, not given
-    needed = needed_length(vlm.tokenizer, vlm.codec, vlm.frame, *asked)
+    given, phrases = config.text_length, source.phrases()
+    needed, targets = needed_lengths(vlm.tokenizer, vlm.codec, vlm.frame, phrases, config.curriculum > 0)
     if given and given < needed:
         raise UserError(
             f"config.text_length {given}: the longest text needs {needed} tokens; give as many, or 0 for what is needed"
         )
-    return given or needed
+    return given or needed, targets
 
 
 def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: int = 0):
@@ -129,8 +130,8 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: in
     Args:
       start: the step after which to go on.
     """
-    length = text_length(config, vlm, source)
-    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, length, vlm.frame)
+    length, targets = text_lengths(config, vlm, source)
+    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, length, vlm.frame, targets)
     index, count = sharding.process_part(vlm.mesh)
     return batches(
         source,
@@ -161,6 +162,7 @@ def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.Shap
     texts = {"ids": length + max(0, front - 1), "target": length + max(0, front - 1)}
     if vlm.frame.encoder_decoder:
         texts |= {"target": length, "labels": length}
+    texts["places"] = length - 5 if config.curriculum else 16  # without `In the image is a`; a box and the end
     shapes = {
         key: jax.ShapeDtypeStruct((*rows, length), jnp.float32 if key == "target" else jnp.int32)
         for key, length in texts.items()

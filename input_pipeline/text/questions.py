@@ -26,15 +26,17 @@ class BoxQuestions(grain.transforms.RandomMap):
 
     `<image>In the image is a NAME located at [x1,y1,x2,y2].<|endofchunk|>`; only the target counts in the loss.
 
-    Returns ids int32[Q, T] (right-padded), target float32[Q, T] (1 where the token counts) and the record's `vision`
-    or `image`. Rows beyond the image's objects are all pads. Where the frame keeps prompt and answer apart, ids hold
-    the prompt, and labels int32[Q, T] the answer, to which target belongs.
+    Returns ids int32[Q, T] (right-padded), target float32[Q, T] (1 where the token counts), places int32[Q, P] (where
+    these tokens stand; -1 behind them) and the record's `vision` or `image`. Rows beyond the image's objects are all
+    pads. Where the frame keeps prompt and answer apart, ids hold the prompt, and labels int32[Q, T] the answer, to
+    which target and places belong.
 
     Attributes:
       tokenizer: a transformers tokenizer. codec: of boxes.
       questions: Q; with more objects than that, the ones asked are drawn uniformly.
       length: T, beyond the image's own tokens.
       frame: what stands around prompt and answer.
+      targets: P; 0 makes no places.
     """
 
     tokenizer: Any
@@ -42,6 +44,7 @@ class BoxQuestions(grain.transforms.RandomMap):
     questions: int
     length: int
     frame: Frame = Frame()
+    targets: int = 0
     _memory: Memory = dataclasses.field(default_factory=lambda: Memory(KEPT), repr=False, compare=False)
 
     @remembered
@@ -58,6 +61,8 @@ class BoxQuestions(grain.transforms.RandomMap):
             out["labels"] = np.full((self.questions, self.length), pad, np.int32)
         written = out["labels" if frame.encoder_decoder else "ids"]
         out["target"] = np.zeros(written.shape, np.float32)
+        if self.targets:
+            out["places"] = np.full((self.questions, self.targets), -1, np.int32)
         for row, i in enumerate(asked):
             prompt, answer = prompt_and_target(
                 record["query_text"][i], self.codec.encode(record["cells"][i]), record.get("curriculum", False)
@@ -70,7 +75,8 @@ class BoxQuestions(grain.transforms.RandomMap):
                     f" {frame.prefix.count(PLACE)}; leave {PLACE} out of names"
                 )
             before = [] if frame.encoder_decoder else read
-            if len(read) > room or len(before) + len(answer) > written.shape[1]:
+            fits = len(read) <= room and len(before) + len(answer) <= written.shape[1]
+            if not fits or 0 < self.targets < len(answer):
                 raise UserError(
                     f"text of {record['query_text'][i]!r} has over {self.length} tokens; raise config.text_length, or"
                     " set it to 0 for as many as the longest name needs"
@@ -78,35 +84,39 @@ class BoxQuestions(grain.transforms.RandomMap):
             out["ids"][row, : len(read)] = read
             written[row, : len(before) + len(answer)] = before + answer
             out["target"][row, len(before) : len(before) + len(answer)] = 1
+            if self.targets:
+                out["places"][row, : len(answer)] = np.arange(len(before), len(before) + len(answer))
         return out | {key: record[key] for key in ("vision", "image") if key in record}
 
 
-def needed_length(
-    tokenizer: Any, codec: BoxCodec, frame: Frame, phrases: Iterable[str], curriculum: bool, exact: bool = True
-) -> int:
-    """The `length` of `BoxQuestions` that holds every training text.
+def needed_lengths(
+    tokenizer: Any, codec: BoxCodec, frame: Frame, phrases: Iterable[str], curriculum: bool
+) -> tuple[int, int]:
+    """`length` and `targets` of `BoxQuestions` that hold every training text, and every target.
+
+    Of grids finer than 16 x 16 boxes of every height and width are looked at, not every box.
 
     Args:
       phrases: all that objects are asked for by. curriculum: whether there are targets with the name in them too.
-      exact: of every box of a grid up to 16; else, and of finer grids, of boxes of every height and width.
     """
 
     def counts(texts: Iterable[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     spans = [(low, high) for low in range(codec.grid) for high in range(low, codec.grid)]
-    pairs = itertools.product(spans, spans) if exact and codec.grid <= 16 else zip(spans, spans, strict=True)
+    pairs = itertools.product(spans, spans) if codec.grid <= 16 else zip(spans, spans, strict=True)
     boxes = [codec.encode(np.array([x1, y1, x2, y2])) for (x1, x2), (y1, y2) in pairs]
     longest_box = boxes[int(np.argmax(counts(boxes)))]
     extra = max(0, counts([frame.prefix])[0] - 1)
-    needed = 1
+    length, targets = 1, 1
     for early in (False, True)[: 1 + curriculum]:
         texts = [prompt_and_target(phrase, longest_box, early) for phrase in dict.fromkeys(phrases)]
         read = counts(frame.prompt(prompt) for prompt, _ in texts)
         written = counts(target + frame.suffix for _, target in texts)
+        targets = max(targets, *written)
         for r, w in zip(read, written, strict=True):
-            needed = max(needed, r - extra, w) if frame.encoder_decoder else max(needed, r + w - extra)
-    return needed
+            length = max(length, r - extra, w) if frame.encoder_decoder else max(length, r + w - extra)
+    return length, targets
 
 
 class Curriculum:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from input_pipeline.text.box_codec import BoxCodec
 from input_pipeline.text.prompts import Frame
-from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_length
+from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_lengths
 from input_pipeline.text.referrals import every_phrase, referrals
 from pin_jax import train
 
@@ -37,19 +37,22 @@ FRAMES = (Frame(), Frame("<image>" * 5, "", "</s>"), Frame("<image>" * 5, "</s>"
 @pytest.mark.parametrize("curriculum", [False, True])
 @pytest.mark.parametrize("frame", FRAMES)
 def test_the_longest_text_just_fits(frame, curriculum):
-    needed = needed_length(Letters(), CODEC, frame, NAMES, curriculum)
+    needed, targets = needed_lengths(Letters(), CODEC, frame, NAMES, curriculum)
     longest = max(NAMES, key=len)
     record = {"query_text": [longest], "cells": np.array([[2, 2, 3, 3]]), "curriculum": False}
     for early in (False, True)[: 1 + curriculum]:
-        BoxQuestions(Letters(), CODEC, 1, needed, frame).random_map(
-            record | {"curriculum": early}, np.random.default_rng(0)
-        )
-    short = BoxQuestions(Letters(), CODEC, 1, needed - 1, frame)
-    with pytest.raises(
-        UserError, match=r"'aerosol can \(red\)' has over .* tokens; raise config.text_length, or set it"
-    ):
-        for early in (False, True)[: 1 + curriculum]:
-            short.random_map(record | {"curriculum": early}, np.random.default_rng(0))
+        texts = BoxQuestions(Letters(), CODEC, 1, needed, frame, targets)
+        out = texts.random_map(record | {"curriculum": early}, np.random.default_rng(0))
+        places = out["places"][0]
+        np.testing.assert_array_equal(places[places >= 0], out["target"][0].nonzero()[0])
+        assert (places < 0).sum() == 0 or early < curriculum  # the longest target is that of the first quarter
+    for length, most in (needed - 1, targets), (needed, targets - 1):
+        texts = BoxQuestions(Letters(), CODEC, 1, length, frame, most)
+        with pytest.raises(
+            UserError, match=r"'aerosol can \(red\)' has over .* tokens; raise config.text_length, or set it"
+        ):
+            for early in (False, True)[: 1 + curriculum]:
+                texts.random_map(record | {"curriculum": early}, np.random.default_rng(0))
 
 
 def test_every_phrase_holds_all_referrals():
@@ -73,7 +76,7 @@ def test_the_length_of_a_run(given, found):
     source = Curriculum(scenes, types.SimpleNamespace(scenes=scenes), 1, 0.0, 0)
     config = ConfigDict({"text_length": given, "curriculum": 0.0})
     if isinstance(found, int):
-        assert train.text_length(config, vlm, source) == found
+        assert train.text_lengths(config, vlm, source)[0] == found
     else:
         with pytest.raises(UserError, match=found):
-            train.text_length(config, vlm, source)
+            train.text_lengths(config, vlm, source)
