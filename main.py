@@ -76,11 +76,12 @@ def _run() -> None:
     Raises:
       UserError: as they say.
     """
-    from pin_jax.runtime import launch, preemption, reporting, workdirs  # not above: they import JAX
+    from pin_jax.runtime import compilation, launch, preemption, reporting, workdirs  # not above: they import JAX
 
     given = WORKDIR.value if WORKDIR.value is not None else str(catalogue.workdir(*_given(sys.argv)))
     workdir = workdirs.named(given)
     try:
+        compilation.keep()
         launch.start()
         if WORKDIR.value is None:
             reporting.say(f"workdir: {workdir} (another: --workdir=FOLDER)")
