@@ -320,7 +320,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
             profile.after(i, metrics)
             meter.count(config.batch_size)
             last, stopped = i == config.steps, preemption.reached()
-            scored = validate is not None and (i % config.eval_every == 0 or last)
+            # A run that is to end within seconds has no time for an evaluation.
+            scored = validate is not None and not stopped and (i % config.eval_every == 0 or last)
             if i % config.log_every == 0 or last or scored:
                 values = {name: float(value) for name, value in metrics.items()}
                 values |= {"learning_rate": learning_rate_at(config, i), **meter.read(), **device_memory()}
