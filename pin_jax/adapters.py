@@ -7,10 +7,14 @@ PIN's authors publish theirs as a torch file, which is read too, and written by 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 from safetensors import safe_open
@@ -48,6 +52,19 @@ def note(path: pathlib.Path, results: dict[str, Any]) -> None:
             meta, tensors = _header(path), read_safetensors(path)
             card = meta | {"options": json.loads(meta["options"]), "parameters": count_parameters(tensors)}
         files.write_json(place, card | {"results": results})
+
+
+@contextlib.contextmanager
+def _fetched(path: epath.Path) -> Iterator[pathlib.Path]:
+    """A context in which an adapter of a bucket, and its card, lie on this disk: what reads them reads local files."""
+    if not path.is_file():
+        raise UserError(f"adapter {path}: no such file; give one that a run of this project wrote")
+    with tempfile.TemporaryDirectory() as folder:
+        local = pathlib.Path(folder) / path.name
+        for source in (path, path.with_suffix(".json")):
+            if source.exists():
+                (local.parent / source.name).write_bytes(source.read_bytes())
+        yield local
 
 
 def _card(path: pathlib.Path) -> dict[str, Any] | None:
@@ -97,6 +114,9 @@ def load(path: str | pathlib.Path, vlm: VLM, method: str = "") -> tuple[Any, Any
     Raises:
       UserError: missing, broken, made on other frozen weights, not a file of ours, or one that names code of its own.
     """
+    if files.is_remote(path):
+        with _fetched(epath.Path(path)) as local:
+            return load(local, vlm, method)
     path = of_project(path)
     if path.suffix in (".pt", ".pth", ".bin"):
         return pin_file.read(path, vlm.model.config)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -134,7 +135,8 @@ def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | Non
     if config.insert == SHIPPED:
         path, missing = shipped, f"config.insert={SHIPPED}: none ships with {config.vlm}"
     elif config.insert:
-        path, missing = of_project(config.insert), f"config.insert={config.insert}: no such file"
+        path = epath.Path(config.insert) if files.is_remote(config.insert) else of_project(config.insert)
+        missing = f"config.insert={config.insert}: no such file"
     elif own.exists():
         path, missing, why = own, "", ", of this workdir"
     elif (workdir / "config.json").exists():

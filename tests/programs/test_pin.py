@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -21,6 +22,7 @@ from input_pipeline.errors import UserError
 from pin_jax import methods, train, vlm
 from pin_jax.programs import pin
 from pin_jax.runtime.optimiser import OFF
+from tests.fixtures import buckets
 from tests.fixtures.golden_files import ROOT
 from tests.fixtures.small import config_for, write_vlm
 
@@ -177,6 +179,22 @@ def test_export_in_the_authors_format(folder, trained, tmp_path):
     assert rows[0] == rows[1]
     refused(config_for(folder, run="export", insert="none"), tmp_path / "out", "nothing to export")
     assert not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_an_insert_and_a_workdir_in_a_bucket(folder, trained, tmp_path, monkeypatch):
+    bucket = buckets.bucket(tmp_path / "buckets", monkeypatch)
+    for ending in ("safetensors", "json"):
+        shutil.copy(trained / f"insert.{ending}", bucket)
+    config = config_for(folder, run="evaluate", insert="gs://b/insert.safetensors")
+    pin.run(config, epath.Path("gs://b/run"))
+    wanted = {"ground_truth.json", "predictions.json", "predictions.png", "results.json"}
+    assert wanted <= {path.name for path in (bucket / "run").iterdir()}
+    rows = [json.loads((w / "results.json").read_text())["pin"] for w in (trained, bucket / "run")]
+    assert rows[0] == rows[1]
+    config.run = "export"
+    pin.run(config, epath.Path("gs://b/run"))
+    assert (bucket / "run" / "insert.pt").exists()
+    refused(config_for(folder, run="evaluate", insert="gs://b/no.safetensors"), bucket, "gs://b/no.safetensors: no")
 
 
 def test_prediction_says_that_it_takes_the_shipped_insert(folder, trained, tmp_path, capsys):
