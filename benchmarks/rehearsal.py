@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
+os.environ["JAX_PLATFORMS"] = "cpu"  # of this process and of all that it starts: their devices are pretended
 sys.path.insert(0, str(ROOT))
 from tests.fixtures import layouts, published_models  # noqa: E402
 
@@ -40,14 +41,17 @@ MODELS: dict[str, tuple[str, str, Callable[[pathlib.Path], dict[str, str]]]] = {
     "flan-t5": ("configs/pin_blip2.py", "flan-t5-xl", published_models.blip2_flan_t5),
     "openflamingo": ("configs/pin_flamingo.py", "3b", published_models.openflamingo),
 }
-# Of the published settings only sizes are changed: bfloat16, remat, curriculum, beams stay.
-STEPS, STOP_AFTER, EVAL_EVERY = 160, 24, 16
+# Of the published settings only sizes are changed: bfloat16, remat, curriculum, learning rate and beams stay.
+STEPS, STOP_AFTER, EVAL_EVERY = 192, 40, 32
 SETTINGS = {
-    "grid": 16, "batch_size": 16, "steps": STEPS, "text_length": 120, "save_every": 1000, "log_every": 1, "lr": 3e-3,
-    "eval.images": 8, "eval.batch_size": 2, "eval.new_tokens": 24,
+    "batch_size": 16, "steps": STEPS, "save_every": 1000, "log_every": 1,
+    "eval_every": EVAL_EVERY, "eval_subset": 4, "eval.images": 8, "eval.batch_size": 1, "eval.new_tokens": 24,
 }  # fmt: skip
 PROCESSES, DEVICES = 2, 4
-GRACE, LIMIT = 30, 300  # seconds: from SIGTERM to the last exit; of any process
+GRACE, LIMIT = 30, 600  # seconds on an idle machine: from SIGTERM to the last exit; of any process
+
+
+patience = 1.0  # times these; --patience
 
 
 class Failed(Exception):
@@ -63,7 +67,7 @@ class Run:
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         count = f"--xla_force_host_platform_device_count={devices}"
-        env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": count, **(process or {})}
+        env = {**os.environ, "XLA_FLAGS": count, **(process or {})}
         with log.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "main.py", *flags], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT
@@ -79,16 +83,23 @@ class Run:
         if not held:
             raise Failed(f"{said}\n--- {self.log}\n{self.output[-6000:]}")
 
-    def finish(self, status: int = 0, within: float = LIMIT) -> None:
-        """Waits for its end, which must be with that exit status."""
+    def finish(self, status: int = 0, until: float | None = None) -> None:
+        """Waits for its end, which must be with that exit status.
+
+        Args:
+          until: when it must have ended, by time.monotonic().
+        """
+        until = until or time.monotonic() + patience * LIMIT
         try:
-            self.process.wait(within)
+            self.process.wait(max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self.require(False, f"still running after {within:.0f} s")
+            self.require(False, "still running when it should have ended")
+        finally:
+            self.kill()
         self.require(self.process.returncode == status, f"exit status {self.process.returncode}, expected {status}")
 
     def kill(self) -> None:
-        """Ends it, if it still runs."""
+        """Ends it, if it still runs: whatever happens, nothing is left behind."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -121,6 +132,11 @@ def scalars(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def losses(workdir: pathlib.Path) -> dict[int, float]:
     """Loss by step."""
     return {row["step"]: row["loss"] for row in scalars(workdir) if "loss" in row}
+
+
+def evaluated(workdir: pathlib.Path) -> list[int]:
+    """Steps at which the insert was evaluated in the loop."""
+    return [row["step"] for row in scalars(workdir) if "eval_mIoU" in row]
 
 
 def cluster() -> list[dict[str, str]]:
@@ -161,18 +177,20 @@ def interrupted(model: str, flags: list[str], workdir: pathlib.Path, logs: pathl
             while max(losses(workdir), default=0) < STOP_AFTER:
                 for run in runs:
                     run.require(run.process.poll() is None, "ended before it was asked to")
-                    run.require(time.monotonic() - begin < LIMIT, f"no step {STOP_AFTER} after {LIMIT} s")
+                    run.require(time.monotonic() - begin < patience * LIMIT, f"step {STOP_AFTER} was not reached")
                 time.sleep(0.1)
             asked = time.monotonic()
             runs[-1].process.send_signal(signal.SIGTERM)
             for run in runs:
-                run.finish(128 + signal.SIGTERM, max(1.0, asked + GRACE - time.monotonic()))
+                run.finish(128 + signal.SIGTERM, asked + patience * GRACE)
         finally:
             for run in runs:
                 run.kill()
         steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-        last = max(losses(workdir))
+        last, scored = max(losses(workdir)), evaluated(workdir)
         runs[0].require(steps[-1:] == [last], f"checkpoints {steps}, but the last step was {last}")
+        runs[0].require((workdir / "inserts" / f"{last}.safetensors").exists(), "no insert beside the checkpoint")
+        runs[0].require(scored == list(range(EVAL_EVERY, last, EVAL_EVERY)), f"evaluated at steps {scored}")
         said += [f"step {last} saved", f"all ended {time.monotonic() - asked:.1f} s after it with status 143"]
     return last
 
@@ -187,6 +205,11 @@ def resumed(model: str, flags: list[str], workdir: pathlib.Path, logs: pathlib.P
         run.require(
             list(own) == list(range(1, STEPS + 1)), f"losses of steps {list(own)}, expected 1 to {STEPS}, in order"
         )
+        scored = [
+            step for step in range(EVAL_EVERY, STEPS + 1, EVAL_EVERY) if step != stopped
+        ]  # it ended there at once
+        run.require(evaluated(workdir) == scored, f"evaluated at steps {evaluated(workdir)}, expected {scored}")
+        run.require((workdir / "best.safetensors").exists(), "no best insert was kept")
         first, last = (sum(list(own.values())[part]) / 16 for part in (slice(0, 16), slice(-16, None)))
         run.require(last < first, f"the loss went from {first:.3f} to {last:.3f}")
         said += [f"loss {first:.3f} to {last:.3f}"]
@@ -250,7 +273,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--workdir", type=pathlib.Path, help="a temporary folder by default, removed at the end")
+    parser.add_argument("--patience", type=float, default=1, help="times all limits, on a machine with other work")
     options = parser.parse_args()
+    global patience
+    patience = options.patience
     root = options.workdir or pathlib.Path(tempfile.mkdtemp(prefix="rehearsal_"))
     if root.exists() and any(root.iterdir()):
         sys.exit(f"error: --workdir {root}: not empty; give a new folder")
