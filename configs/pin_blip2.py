@@ -24,7 +24,11 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     """The run that `variant` names; every entry can be overridden on the command line."""
     model, chosen = variants.parse(variant, "configs/pin_blip2.py", VARIANTS, CHOICES)
     if model == "tiny":
-        return variants.apply(pin.tiny("assets/tiny_blip2"), chosen, CHOICES)
+        config = pin.tiny("assets/tiny_blip2")
+        # A Q-Former's softmax saturates where psi outgrows the tokens: a small rate, and slowly up to it.
+        config.lr, config.warmup, config.batch_size, config.steps = 2e-4, 100, 16, 1500
+        config.cache_images = 8000
+        return variants.apply(config, chosen, CHOICES)
     config = pin.published()
     config.vlm = f"Salesforce/blip2-{model}"  # its parts may run in other dtypes: `published`, as their makers ran them
     return variants.apply(config, chosen, CHOICES)

@@ -39,6 +39,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.lm = ConfigDict({"width": 128, "depth": 4, "heads": 4})
     config.perceiver = ConfigDict()  # empty: the language model reads the vision tokens themselves
     config.qformer = ConfigDict()  # set: a BLIP-2, whose language model reads these queries
+    config.vision_of = ""  # a VLM's folder: its vision encoder is taken where the workdir has no stage 1 of its own
+    config.blip2_of = ""  # a small BLIP-2's folder: only its last stage is done, from those weights
     config.name, config.suffix = "tiny_flamingo", ""  # of its folder, and of what stage 2 leaves in the workdir
     config.cross_every, config.cross_heads, config.cross_head_dim = 1, 2, 64
     config.grid = 16
@@ -70,6 +72,9 @@ def get_config(variant: str = "") -> ConfigDict:
              "scenes": {"objects": [1, 3], "smallest": [5, 4, 4], "look_share": 0.6, "look_scenes": 0.7}},
         ]},
     ]  # fmt: skip
+
+    # Names and looks alone, read from what another model's encoder or a Q-Former sees (see `vision_of`).
+    config.names_fit = ConfigDict({"lr": 1e-2, "steps": 500, "batch": 64, "look_weight": 1.0})
 
     # Stage 2, language and cross-attention on cached features.
     config.language_fits = [
@@ -110,27 +115,48 @@ def get_config(variant: str = "") -> ConfigDict:
             {"queries": 32, "width": 128, "depth": 4, "heads": 2, "mlp": 512, "cross_every": 1, "unroll": True}
         )
         config.lm = ConfigDict({"width": 128, "depth": 4, "heads": 2, "mlp": 512, "positions": 768, "unroll": True})
+        config.vision_of = "assets/tiny_flamingo"
         # Between the stages the queries learn, over cached features, what the vision encoder learned: names and looks.
         config.query_fit = ConfigDict({"lr": 1e-3, "steps": 800, "batch": 64, "look_weight": 1.0})
-        # Then the decoder learns language, and to look names up, from words: prefixes of what such queries say.
-        config.words_fit = ConfigDict({"lr": 3e-3, "steps": 1600, "batch": 16, "images": 4000,
-                                       "texts": {"keywords": 0.4, "alone": 0.5, "box_rows": 0.2}})  # fmt: skip
-        # And goes on with the real ones, gently, or it falls back to guessing looks by their frequency.
+        # Then the decoder learns language, and to look names up, from words: prefixes of what such queries say. Beside
+        # every sample stands one that says numbers; at first one thing in each place, mostly of one object, and loud.
+        easy = {"single": 0.6, "either": 0.9, "boxes": 0.1, "blur": 0.0, "gain": 1.4}
+        middle = {"single": 0.3, "either": 0.5, "boxes": 0.3, "blur": 0.3, "gain": 1.2}
+        config.measured_images = 4000  # whose queries say what a prefix is made of
+        config.words_fit = ConfigDict(
+            {"lr": 3e-3, "batch": 16, "number_rows": 1, "behind_words": True,
+             "texts": {"keywords": 0.4, "alone": 0.5, "box_rows": 0.2},
+             "phases": [{"steps": 400, "numbers": easy}, {"steps": 300, "numbers": middle},
+                        {"steps": 900, "numbers": {}}]}
+        )  # fmt: skip
+        # All but the vision encoder goes on with the real ones, gently, or it falls back to guessing looks by their
+        # frequency.
         texts = {"keywords": 0.3, "alone": 0.4, "box_rows": 0.5, "box_with_image": 0.7, "syntax": 1.0}
         config.language_fits = [
             {"lr": 5e-4, "schedule_steps": 0, "steps": 2000, "texts": texts},
             {"lr": 5e-4, "schedule_steps": 0, "steps": 1600, "texts": {**texts, "keywords": 0.1, "alone": 0.2}},
             {"lr": 5e-4, "schedule_steps": 0, "steps": 1600, "texts": {**texts, "keywords": 0.1, "alone": 0.2}},
         ]
+        # And the decoder learns again to read numbers behind the queries that it has now.
+        config.numbers_fit = ConfigDict(
+            {"lr": 1.5e-3, "batch": 8, "number_rows": 2, "behind_words": False,
+             "texts": {**texts, "keywords": 0.1, "alone": 0.2, "box_rows": 0.3},
+             "phases": [{"steps": 300, "numbers": easy}, {"steps": 300, "numbers": middle},
+                        {"steps": 500, "numbers": {}}]}
+        )  # fmt: skip
     if variant.endswith("smoke"):
         for part in config.vision_fits:
             part["schedule_steps"] //= 100
             for phase in part["phases"]:
                 phase["images"] //= 100
-        config.language_images = 320
+        config.language_images, config.names_fit.steps = 320, 30
         for part in config.language_fits:
             part["steps"], part["schedule_steps"] = 30, 30
         if config.qformer:
-            config.query_fit.steps, config.words_fit.steps, config.words_fit.images = 30, 30, 200
+            config.query_fit.steps = 30
+            config.measured_images = 200
+            for part in (config.words_fit, config.numbers_fit):
+                for phase in part.phases:
+                    phase["steps"] = 15
         config.eval.images = 64
     return config

@@ -17,7 +17,7 @@ def published() -> ConfigDict:
     """
     config = ConfigDict()
     config.program = "pin"
-    config.run = "train"  # train (then evaluate and draw), evaluate, predict, inspect, compile
+    config.run = "train"  # train (then evaluate and draw), evaluate, predict, inspect, diagnose, compile
     config.seed = 0
 
     # The frozen VLM, and what is trained on it.

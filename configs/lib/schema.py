@@ -41,6 +41,7 @@ RUNS = {
         "predict": "boxes of names in one's own picture (config.image, config.prompts)",
         "inspect": "what an insert has learned, and where its errors lie",
         "export": "an insert in the format of PIN's authors, for torch (insert.pt)",
+        "diagnose": "whether an insert can move a VLM: attention, gradients, the size of psi",
         "compile": "compiles for a TPU slice that is not there: memory and time of a step (config.topology)",
     },
     "gem": {
@@ -143,6 +144,15 @@ FIT: Entries = {
     "images": whole(1, LARGE, "images"),
     "texts.*": number(0, 100, "shares and weights of `captions.CaptionTexts`"),
 }
+DECODER_FIT: Entries = {
+    "number_rows": whole(1, 4096, "rows of text with numbers beside a scene's three"),
+    "behind_words": flag("imagined scenes behind prefixes of words, instead of drawn ones behind their queries"),
+    "phases.*.steps": whole(1, LARGE, "steps"),
+    **below("phases.*.numbers", {
+        "gain": number(0, 100, "of the codes of numbers"),
+        "*": share("of `numbers.NumberTexts`"),
+    }),
+}  # fmt: skip
 PHASE: Entries = {
     "images": whole(1, LARGE, "images of the phase"),
     "batch": whole(1, 2**20, "images of a step"),
@@ -232,6 +242,7 @@ TABLE: Entries = {
     "model_steps.*": whole(1, LARGE, "steps of one model"),
     "cache_images": or_none(PIN["cache_images"]),
     "lr": or_none(PIN["lr"]),
+    "model_rates.*": number(0, 100, "learning rate on one model", above=True),
     "rates.*": number(0, 100, "learning rate of one method", above=True),
     "eval_images": whole(1, LARGE, "scenes that are asked about"),
     "overrides.**": anything("an entry of the models' configs, by its name"),
@@ -308,6 +319,8 @@ TINY_VLM: Entries = {
         "queries": whole(1, 4096, "queries"),
         "cross_every": whole(1, 256, "layers from one cross-attention to the next"),
     }),
+    "vision_of": text("a VLM's folder, whose vision encoder is taken where the workdir has no stage 1 of its own"),
+    "blip2_of": text("a small BLIP-2's folder: only the last stage is done, from its weights"),
     "name": text("of the model's folder", empty=False),
     "suffix": text("of what stage 2 leaves in the workdir"),
     "cross_every": whole(1, 256, "layers from one cross-attention to the next"),
@@ -317,8 +330,11 @@ TINY_VLM: Entries = {
     **below("scenes", SCENES),
     **below("vision_fits.*", FIT),
     **below("vision_fits.*.phases.*", PHASE),
+    **below("names_fit", FIT),
     **below("query_fit", FIT),
-    **below("words_fit", FIT),
+    **below("words_fit", FIT | DECODER_FIT),
+    **below("numbers_fit", FIT | DECODER_FIT),
+    "measured_images": whole(1, LARGE, "images whose queries say what a prefix is made of"),
     **below("language_fits.*", FIT),
     "language_images": whole(1, LARGE, "scenes whose features are computed once"),
     "language_batch": whole(1, 2**20, "images of a step"),

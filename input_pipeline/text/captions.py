@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grain
@@ -63,6 +63,17 @@ def look_list(text: Text, name: str, look: looks.Look, syntax: float = REST) -> 
     text.add(f"In the image is {article(name)}").add(f" {name}", 1.0).add(" looking like").add(" [", syntax)
     for i, word in enumerate(look.words()):
         text.add("," if i else "", syntax).add(word, ANSWER)
+    return text.add("].", syntax)
+
+
+def list_statement(
+    text: Text, name: str, of_looks: bool, words: Iterable[str], weight: float, syntax: float = REST
+) -> Text:
+    """`In the image is a cat located at [0,10,40,80].` or `looking like [..]`; `weight` is that of the words."""
+    text.add(f"In the image is {article(name)}").add(f" {name}").add(" looking like" if of_looks else " located at")
+    text.add(" [", syntax)
+    for i, word in enumerate(words):
+        text.add("," if i else "", syntax).add(word, weight)
     return text.add("].", syntax)
 
 

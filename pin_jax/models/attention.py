@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,6 +17,28 @@ NEGATIVE = -1e9  # finite: a row of hidden keys stays a number
 LARGE_MAP = 2**16
 Bias = Float[Array, "#rows #heads #T S"]
 Segment = tuple[Float[Array, "_ _ H d"], Float[Array, "_ _ H d"], Float[Array, "_ _ _ _"]]  # keys, values, bias
+
+
+_WATCHED: contextvars.ContextVar[list[Array] | None] = contextvars.ContextVar("watched attention", default=None)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[list[Array]]:
+    """Collects the weights float[B, H, T, S] of every `plain` attention that runs inside, layer by layer, in order.
+
+    For looking into a model; inside of a function that is traced (`jax.jit`), the weights are among what it returns.
+    """
+    weights: list[Array] = []
+    token = _WATCHED.set(weights)
+    try:
+        yield weights
+    finally:
+        _WATCHED.reset(token)
+
+
+def is_watched() -> bool:
+    """Whether `watching` is on: layers are then run one by one, as what a scan computes inside cannot leave it."""
+    return _WATCHED.get() is not None
 
 
 def plain(
@@ -33,6 +57,9 @@ def plain(
       scale: 1 / sqrt(d) by default.
     """
     del context
+    if (watched := _WATCHED.get()) is not None:
+        logits = jnp.einsum("bthd,bshd->bhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        watched.append(jax.nn.softmax(logits if bias is None else logits + bias))
     if q.dtype == jnp.float64:  # jax.nn takes its softmax in float32
         logits = jnp.einsum("bthd,bshd->bhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
         weights = jax.nn.softmax(logits if bias is None else logits + bias)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Key, Shaped
 
+from pin_jax.models import attention
+
 
 def quick_gelu(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
     """x * sigmoid(1.702 x): OpenAI CLIP's activation."""
@@ -128,6 +130,12 @@ def scan(body: Callable, carry: Any, xs: Any, *, unroll: bool, remat: bool | str
     def layer(carry, x):
         return body(jax.tree.map(by_rows, carry), x)
 
+    if attention.is_watched():
+        outputs = []
+        for i in range(len(jax.tree.leaves(xs)[0])):
+            carry, y = layer(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+            outputs.append(y)
+        return carry, jax.tree.map(lambda *y: jnp.stack(y), *outputs)
     policy = REMAT[{True: "full", False: "none"}.get(remat, remat)]
     if policy is not None:
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=unroll)

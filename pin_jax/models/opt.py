@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pin_jax.models import attention, layers
 from pin_jax.models.decoder import Decoder
@@ -128,3 +128,15 @@ class OPT(Decoder):
 
         xs = (self.blocks, None if prompt is None else prompt[0], text)
         return layers.scan(body, x, xs, unroll=self.config.unroll, remat=self.config.remat)
+
+    def states(self, x: Float[Array, "R T D"], mask: Bool[Array, "R T"]) -> Float[Array, "K R T D"]:
+        """Whole texts -> what comes out of each of the K layers."""
+        columns, block = jnp.arange(x.shape[1])[None], self._block()[0]
+        bias = self.bias(columns, columns[0], mask)
+
+        def body(x, variables):
+            x, _ = block.apply(variables, x, bias)
+            return x, x
+
+        x = self.place(x, jnp.cumsum(mask, 1) * mask - 1)
+        return layers.scan(body, x, self.blocks, unroll=self.config.unroll, remat=self.config.remat)[1]

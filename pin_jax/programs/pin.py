@@ -1,4 +1,4 @@
-"""The runs of a PIN config: train, evaluate, predict, inspect, export, compile. Each leaves files in the workdir."""
+"""The runs of a PIN config: train, evaluate, predict, inspect, diagnose, export, compile. Each leaves files in the workdir."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from input_pipeline.images import open_image
 from pin_jax import adapters, evaluate, localisation, methods, train
 from pin_jax.models.interface import Inserts
 from pin_jax.programs import compile as compiling
-from pin_jax.programs import inspect
+from pin_jax.programs import diagnose, inspect
 from pin_jax.runtime import entries, files, optimiser, reporting, sharding
 from pin_jax.runtime.checkpoints import bound_to
 from pin_jax.scoring import coco_files, figures, photographs
 from pin_jax.vlm import VLM, load_vlm, on_grid
 from pin_jax.weights.files import of_project
 
-RUNS = ("train", "evaluate", "predict", "inspect", "export", "compile")
+RUNS = ("train", "evaluate", "predict", "inspect", "diagnose", "export", "compile")
 INSERT, EXPORTED, RESULTS = "insert.safetensors", "insert.pt", "results.json"
 NO_INSERT, SHIPPED = "none", "shipped"  # words of config.insert; anything else is a file
 
@@ -49,8 +49,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.run == "predict":
         predict(config, workdir, vlm, insert)
         return
-    if config.run == "inspect":
-        inspect.run(config, workdir, vlm, insert)
+    if config.run in ("inspect", "diagnose"):
+        (inspect if config.run == "inspect" else diagnose).run(config, workdir, vlm, insert)
         return
     if config.run == "export":
         export(workdir, vlm, insert)
@@ -120,7 +120,7 @@ def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | Non
     """The insert of a run that does not train, and says which it is.
 
     config.insert is a file, `shipped` (the one beside the small VLM) or `none` (the frozen VLM as it is); empty, it is
-    the workdir's own. A prediction in a workdir where nothing was trained takes the shipped one.
+    the workdir's own. A prediction or a diagnosis in a workdir where nothing was trained takes the shipped one.
 
     Raises:
       UserError: there is none; what may be given instead.
@@ -141,7 +141,10 @@ def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | Non
         path, missing, why = own, "", ", of this workdir"
     elif (workdir / "config.json").exists():
         path, missing = own, f"workdir {workdir}: its training has not ended (checkpoints have theirs in inserts/)"
-    elif config.run == "predict":
+    elif config.run == "diagnose" and not shipped.exists():
+        reporting.say(f"insert: none, {config.method} as it starts")
+        return None
+    elif config.run in ("predict", "diagnose"):
         path, missing = shipped, f"nothing was trained in {workdir}, and no insert ships with {config.vlm}"
         why = f", which ships with the VLM: nothing was trained in {workdir}"
     else:

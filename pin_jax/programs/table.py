@@ -71,7 +71,8 @@ def row_config(config: ConfigDict, model: str, method: str, seed: int) -> Config
                         " configs/pin_flamingo.py:tiny")  # fmt: skip
     row.update({key: config[key] for key in ("steps", "cache_images", "lr") if config[key] is not None})
     row.steps = config.model_steps.get(model, row.steps)
-    row.seed, row.lr = seed, config.rates.get(method, row.lr)
+    row.seed, row.lr = seed, config.rates.get(method, config.model_rates.get(model, row.lr))
+    row.warmup = min(row.get("warmup", 0), row.steps // 4)
     row.save_every = min(row.save_every, max(1, row.steps // 4))
     row.scenes.update({key: value for key, value in config.scenes.items() if value})
     row.eval.update({"images": config.eval_images, "context": ()})
@@ -231,6 +232,7 @@ def markdown(config: ConfigDict, table: dict[str, Any]) -> str:
         f"Seeds {seeds}; {config.steps:,} steps a method"
         + "".join(f" ({steps:,} on {model})" for model, steps in config.model_steps.items() if model in table)
         + f", learning rate {config.lr:g}"
+        + "".join(f" ({rate:g} on {name})" for name, rate in config.model_rates.items() if name in table)
         + "".join(f" ({rate:g} for {name})" for name, rate in config.rates.items())
         + f"; {config.eval_images} images asked about. {time.strftime('%Y-%m-%d')}, {reporting.devices()},"
         f" {platform.machine()}. Paper: PVOC, other models and data; its figures stand here for their order.",

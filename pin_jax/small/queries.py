@@ -7,8 +7,10 @@ then trained.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,3 +52,30 @@ def start(params: Any, rng: jax.Array, qformer: Any, name_ids: np.ndarray, names
     embedding = jax.random.normal(rng, lm["embedding"].shape) * EMBEDDING_SCALE
     lm = {**lm, "embedding": embedding.at[name_ids].set(standardise(names) * EMBEDDING_SCALE)}
     return {**params, "qformer": qformer, "projection": {**projection, "kernel": kernel}, "lm": lm}
+
+
+class QueryBank(grain.sources.RandomAccessDataSource):
+    """Drawn scenes as the decoder meets them: `names`, `looks` and `vision` float32[Q, D], and no word of any place.
+
+    Attributes:
+      bank: scene records with vision tokens. read: tokens float[B, N, E] -> queries float[B, Q, D]; each is read once.
+    """
+
+    def __init__(self, bank: Any, read: Callable[[np.ndarray], jax.Array], batch: int = 250):
+        self.bank, self._records = bank, []
+        for start in range(0, len(bank), batch):
+            rows = [bank[i] for i in range(start, min(start + batch, len(bank)))]
+            found = np.asarray(read(np.stack([row["vision"] for row in rows])), np.float32)
+            self._records += [
+                {"names": row["names"], "looks": row["looks"], "vision": queries}
+                for row, queries in zip(rows, found, strict=True)
+            ]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        return f"QueryBank({self.bank!r})"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self._records[index])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,24 +14,17 @@ from PIL import Image
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
 from input_pipeline.loader import batches
-from input_pipeline.pasted import cutouts, looks
+from input_pipeline.pasted import looks
 from input_pipeline.pasted.scenes import Scenes, scene_config
-from input_pipeline.text import captions, word_tokenizer
-from input_pipeline.text.box_codec import BoxCodec
-from input_pipeline.text.prompts import Frame
+from input_pipeline.text import captions
 from pin_jax import evaluate
 from pin_jax import vlm as vlm_lib
-from pin_jax.models.blip2 import Blip2, Blip2Config
-from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.interface import Inserts
-from pin_jax.models.mpt import MPTConfig
-from pin_jax.models.opt import OPT, OPTConfig
-from pin_jax.models.perceiver import PerceiverConfig
-from pin_jax.models.qformer import QFormerConfig
-from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD
 from pin_jax.runtime import feature_cache, files, reporting
 from pin_jax.runtime.train_stage import adamw, train_stage
-from pin_jax.small import language, queries, vision, words
+from pin_jax.small import decoder, language, queries, stage_1
+from pin_jax.small.shape import Shape, build
 from pin_jax.weights import parameters
 
 RUNS = ("train", "evaluate", "ask")
@@ -58,138 +49,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Shape:
-    """What a config describes: a module, its tokenizer, the names it is to know, its box codec and its frame."""
-
-    model: nn.Module
-    tokenizer: Any
-    names: tuple[str, ...]
-    codec: BoxCodec
-    frame: Frame = Frame()
-
-
-def build(config: ConfigDict) -> Shape:
-    """The small Flamingo of a config, or with config.qformer the small BLIP-2."""
-    names = tuple(sorted(set(cutouts.load(config.scenes.cutouts).names)))
-    codec = BoxCodec(config.vision.image_size, config.grid)
-    tokenizer = word_tokenizer.build(names, codec)
-    ids = tokenizer.convert_tokens_to_ids
-    shared = {
-        "vision": ViTConfig(**config.vision),
-        "image_token": ids(word_tokenizer.IMAGE),
-        "end_token": ids(word_tokenizer.END),
-        "pad_token": ids(word_tokenizer.PAD),
-    }
-    if config.qformer:
-        lm, qformer = OPTConfig(vocab=len(tokenizer), **config.lm), QFormerConfig(**config.qformer)
-        frame = Frame(prefix=word_tokenizer.IMAGE * qformer.queries)
-        return Shape(Blip2(Blip2Config(qformer=qformer, lm=lm, **shared)), tokenizer, names, codec, frame)
-    shape = FlamingoConfig(
-        lm=MPTConfig(vocab=len(tokenizer), **config.lm),
-        perceiver=PerceiverConfig(width=config.vision.width, **config.perceiver) if config.perceiver else None,
-        cross_every=config.cross_every,
-        cross_heads=config.cross_heads,
-        cross_head_dim=config.cross_head_dim,
-        unroll=True,
-        **shared,
-    )
-    return Shape(Flamingo(shape), tokenizer, names, codec)
-
-
-def _bag_of_words(shape: Shape, qformer: bool) -> vision.BagOfWordsModel:
-    """The model of stage 1, or of its queries."""
-    config = shape.model.config
-    return vision.BagOfWordsModel(config.vision, len(shape.names), config.qformer if qformer else None)
-
-
-def _words_loss(model: vision.BagOfWordsModel, look_weight: float):
-    """The loss of stage 1 for `fit`; its option is the share of patches that are seen."""
-
-    def loss(params, held, batch, rng, keep):
-        del held
-        return vision.loss_fn(model, params, batch, rng, keep, look_weight)
-
-    return loss
-
-
-def train_vision(config: ConfigDict, workdir: pathlib.Path, shape: Shape) -> Any:
-    """Stage 1: see `pretrain_vision`. Returns its parameters."""
-    model = _bag_of_words(shape, False)
-    size = config.vision.image_size
-    params = jax.jit(functools.partial(model.init, method="everything"))(
-        jax.random.key(config.seed), np.zeros((1, size, size, 3), np.uint8), np.zeros((1, 1), np.int32)
-    )["params"]
-
-    def make(phase):
-        def iterator():
-            options = {**config.scenes, **phase["scenes"]}
-            scenes = Scenes(scene_config(options, shape.codec), phase["seed"] + config.seed, phase["images"])
-            words = vision.BagOfWords(shape.names, options["objects"][1])
-            return batches(scenes, [words], phase["batch"], shuffle=False, threads=config.threads)
-
-        return iterator
-
-    for k, part in enumerate(config.vision_fits):
-        phases = [(p["images"] // p["batch"], make(p), list(p["keep"])) for p in part["phases"]]
-        tx = adamw(part["lr"], part["schedule_steps"] or sum(steps for steps, _, _ in phases))
-        title, loss = f"stage 1, vision, part {k + 1}", _words_loss(model, part["look_weight"])
-        params = train_stage(title, workdir / f"vision_{k + 1}", params, tx, loss, phases, config)
-    return params
-
-
-def train_queries(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any, bank: Any) -> Any:
-    """Stage 1 of BLIP-2's queries: the same words, read from them. `seen` and what returns: parameters of stage 1."""
-    model = _bag_of_words(shape, True)
-    part, most = config.query_fit, config.language_scenes.objects[1]
-    params = jax.jit(functools.partial(model.init, method="everything"))(
-        jax.random.key(config.seed), bank[0]["vision"][None], np.zeros((1, 1), np.int32)
-    )["params"]
-    encoder = queries.gather_init(params["encoder"], jax.random.key(config.seed + 2))
-    params = {**{name: x for name, x in seen.items() if name != "encoder"}, "encoder": encoder}
-
-    def iterator():
-        words = vision.BagOfWords(shape.names, most)
-        return batches(bank, [words], part.batch, seed=config.seed, threads=config.threads)
-
-    tx = adamw(part.lr, part.steps)
-    loss, phases = _words_loss(model, part.look_weight), [(part.steps, iterator, [None])]
-    return train_stage("stage 1, queries", workdir / f"queries{config.suffix}", params, tx, loss, phases, config)
-
-
-def train_words(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any, bank: Any, params: Any) -> Any:
-    """The decoder behind prefixes of words (`pretrain_words`).
-
-    Args:
-      seen: parameters of the queries' stage. bank: scene records with `vision`. params: of the language model.
-
-    Returns:
-      The language model's parameters.
-    """
-    part = config.words_fit
-    made_of = words.fit_words(_bag_of_words(shape, True), seen, bank, shape.names, part.images)
-    scenes = words.Said(shape.names, tuple(config.language_scenes.objects), part.steps * part.batch, config.seed + 200)
-    texts = captions.CaptionTexts(shape.tokenizer, shape.names, shape.codec, config.text_length, image="", **part.texts)
-    rows = tuple(len(table) for table in (made_of.objects, made_of.residual, made_of.background))
-    prefixes = words.Prefixes(texts, config.qformer.queries, rows)
-    tx, lm = adamw(part.lr, part.steps), OPT(shape.model.config.lm)
-
-    def loss(params, made_of, batch, rng, option):
-        del rng, option
-        return words.loss_fn(lm, params, made_of, batch, shape.model.config.pad_token)
-
-    def iterator():
-        return batches(scenes, [prefixes], part.batch, seed=config.seed, threads=config.threads)
-
-    phases = [(part.steps, iterator, [None])]
-    return train_stage("stage 2, words", workdir / f"words{config.suffix}", params, tx, loss, phases, config, made_of)
-
-
-def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any) -> Any:
-    """Stage 2: see `pretrain_language`. `seen` is stage 1's parameters; returns the whole VLM's."""
-    size, model, frozen = config.vision.image_size, shape.model, seen["encoder"]
+def feature_bank(config: ConfigDict, workdir: pathlib.Path, shape: Shape, frozen: Any) -> feature_cache.FeatureBank:
+    """The drawn scenes of stage 2 with the tokens of the vision encoder whose parameters `frozen` are."""
     vlm = vlm_lib.VLM(
-        model,
+        shape.model,
         {"vision": frozen},
         shape.tokenizer,
         shape.codec,
@@ -200,16 +63,31 @@ def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen
     options = {**config.scenes, **config.language_scenes}
     scenes = Scenes(scene_config(options, shape.codec), config.seed + 100, config.language_images)
     with reporting.progress("vision features", len(scenes), "image") as advance:
-        bank = feature_cache.build(scenes, vlm.encode, workdir / "cache", vlm.identity, progress=advance)
+        return feature_cache.build(scenes, vlm.encode, workdir / "cache", vlm.identity, progress=advance)
+
+
+def go_on(config: ConfigDict, workdir: pathlib.Path, shape: Shape) -> Any:
+    """The last stage alone, from the small BLIP-2 in the folder config.blip2_of; the whole VLM's parameters."""
+    params = vlm_lib.load(config.blip2_of).params
+    bank = feature_bank(config, workdir, shape, params["vision"])
+    return {**params, "lm": decoder.train(config, workdir, shape, bank, params, "numbers", config.numbers_fit)}
+
+
+def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any) -> Any:
+    """Stage 2: see `pretrain_language`. `seen` is stage 1's parameters; returns the whole VLM's."""
+    size, model, frozen = config.vision.image_size, shape.model, seen["encoder"]
+    bank = feature_bank(config, workdir, shape, frozen)
     params = jax.jit(model.init)(
         jax.random.key(config.seed), np.zeros((1, 1, size, size, 3), np.float32), np.zeros((1, 2), np.int32)
     )["params"]
     rng = jax.random.key(config.seed + 1)
     ids = np.array(shape.tokenizer.convert_tokens_to_ids([f" {name}" for name in shape.names]))
+    if "names" not in seen:
+        seen = {**seen, **stage_1.train_names(config, workdir, shape, bank, "names of tokens")}
     if config.qformer:
-        seen = train_queries(config, workdir, shape, seen, bank)
+        seen = stage_1.train_queries(config, workdir, shape, seen, bank)
         params = queries.start(params, rng, seen["encoder"], ids, seen["names"])
-        params["lm"] = train_words(config, workdir, shape, seen, bank, params["lm"])
+        params["lm"] = decoder.train(config, workdir, shape, bank, params, "words", config.words_fit)
     else:
         params = language.match_init(params, rng, ids, seen["names"])
     del params["vision"]
@@ -231,6 +109,8 @@ def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen
         title, phases = f"stage 2, language, part {k + 1}", [(part["steps"], iterator, [None])]
         folder = workdir / f"language_{k + 1}{config.suffix}"
         params = train_stage(title, folder, params, tx, loss, phases, config, frozen)
+    if config.qformer:
+        params["lm"] = decoder.train(config, workdir, shape, bank, params, "numbers", config.numbers_fit)
     return {**params, "vision": frozen}
 
 
@@ -240,18 +120,27 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     connector = "vision tokens"
     if config.qformer or config.perceiver:
         connector = f"{config.qformer.queries} queries" if config.qformer else f"{config.perceiver.latents} latents"
+    reused = config.vision_of and not (workdir / "vision_1").exists()
+    images = sum(p["images"] for part in config.vision_fits for p in part["phases"])
+    samples = sum(p["steps"] for p in config.language_fits) * config.language_batch
+    if config.qformer:
+        fits = [config.numbers_fit] if config.blip2_of else [config.words_fit, config.numbers_fit]
+        samples = sum(p["steps"] * fit.batch for fit in fits for p in fit.phases) + (not config.blip2_of) * samples
     reporting.plan(
         f"train the small VLM, in {workdir}",
         {
             "names": f"{len(shape.names)} ({config.scenes.cutouts}), vocabulary {len(shape.tokenizer)}",
-            "stage 1": f"{sum(p['images'] for part in config.vision_fits for p in part['phases']):,} images",
+            "stage 1": f"the vision encoder of {config.vision_of}" if reused else f"{images:,} images",
             "connector": connector,
-            "stage 2": f"{sum(p['steps'] for p in config.language_fits) * config.language_batch:,} samples",
+            "stage 2": f"{samples:,} samples",
             "devices": reporting.devices(),
         },
     )
-    seen = train_vision(config, workdir, shape)
-    params = train_language(config, workdir, shape, seen)
+    if config.blip2_of:
+        params = go_on(config, workdir, shape)
+    else:
+        seen = stage_1.shipped_vision(config, shape) if reused else stage_1.train_vision(config, workdir, shape)
+        params = train_language(config, workdir, shape, seen)
     vlm = vlm_lib.VLM(
         shape.model,
         params,

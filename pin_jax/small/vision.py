@@ -2,7 +2,8 @@
 
 A name's score in an image is the log-sum-exp over tokens of the tokens' logits for it; names in the caption are set
 against names that are not. A look word is read from the tokens pooled by the name's own softmax. The encoder is the
-ViT, and after it BLIP-2's Q-Former, whose queries are the tokens then.
+ViT, and after it BLIP-2's Q-Former, whose queries are the tokens then. Over an encoder that another small VLM has
+learned only the names and the heads are learned anew.
 """
 
 from __future__ import annotations
@@ -54,21 +55,27 @@ class BagOfWordsModel(nn.Module):
     Attributes:
       vision: shape of the ViT. names: how many there are.
       qformer: the encoder is this Q-Former, which reads the ViT's tokens; None: it is the ViT.
+      frozen: the encoder is elsewhere and what is given are its tokens, whatever their scale: only names and heads are
+        learned.
     """
 
     vision: ViTConfig
     names: int
     qformer: QFormerConfig | None = None
+    frozen: bool = False
 
     def setup(self):
         self.width = (self.qformer or self.vision).width
-        self.encoder = QFormer(self.qformer) if self.qformer else ViT(self.vision)
+        if not self.frozen:
+            self.encoder = QFormer(self.qformer) if self.qformer else ViT(self.vision)
         self.embedding = self.param("names", nn.initializers.normal(1.0), (self.names, self.width))
         self.log_scale = self.param("log_scale", nn.initializers.constant(1.0), ())
         self.heads = {slot: nn.Dense(len(words), name=f"look_{slot}") for slot, words in looks.SLOTS.items()}
 
     def __call__(self, seen: jax.Array, keep: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Images uint8[B, H, W, 3], or vision tokens, -> tokens float[B, N, D], name logits float[B, N, names]."""
+        if self.frozen:
+            return seen, jnp.einsum("bnd,vd->bnv", standardise(seen), self._names())
         if self.qformer:
             tokens = self.encoder(seen)
         else:
@@ -82,6 +89,7 @@ class BagOfWordsModel(nn.Module):
     def read(self, tokens: jax.Array, asked: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits float[B, N, K] of the asked names int[B, K], and look logits from tokens pooled by their softmax."""
         # The asked rows of the table, not the asked columns of the logits: their gradient is no large scatter.
+        tokens = standardise(tokens) if self.frozen else tokens
         own = jnp.einsum("bnd,bkd->bnk", tokens, self._names()[asked])
         pooled = jnp.einsum("bnk,bnd->bkd", jax.nn.softmax(own, 1), tokens)
         return own, {slot: head(pooled) for slot, head in self.heads.items()}
@@ -103,7 +111,8 @@ def loss_fn(
     Returns:
       The loss, and a dict of its parts.
     """
-    seen = (batch["vision"],) if model.qformer else visible_patches(batch["image"], rng, model.vision, keep)
+    cached = model.frozen or model.qformer
+    seen = (batch["vision"],) if cached else visible_patches(batch["image"], rng, model.vision, keep)
     tokens, logits = model.apply({"params": params}, *seen)
     present = batch["names"] >= 0
     asked = jnp.maximum(batch["names"], 0)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import grain
 import jax
@@ -21,7 +20,6 @@ import numpy as np
 
 from input_pipeline.pasted import looks
 from input_pipeline.text.captions import CaptionTexts
-from pin_jax.small.language import EMBEDDING_SCALE, text_loss
 from pin_jax.small.vision import BagOfWordsModel
 
 RIDGE = 1.0  # of the fit, in queries
@@ -53,7 +51,7 @@ def fit_words(model: BagOfWordsModel, params: Any, bank: Any, names: tuple[str, 
     Each query belongs to the object in its picture whose name it scores highest, unless it scores an absent one higher.
 
     Args:
-      model, params: of the queries' own stage. bank: scene records with `vision`. names: all of them, in the
+      model, params: what scores names on queries. bank: scene records with `vision`. names: all of them, in the
         order of the model's. images: how many records are read.
     """
     index = {name: i for i, name in enumerate(names)}
@@ -140,42 +138,30 @@ class Prefixes(grain.transforms.RandomMap):
         index = {name: i for i, name in enumerate(self.texts.names)}
         ids = np.array([index[name] for name in record["names"]])
         seen = np.array([look.indices() for look in record["looks"]])
-        own = rng.choice(len(ids), self.queries, p=rng.dirichlet(np.full(len(ids), 3.0)))
-        own[: len(ids)] = np.arange(len(ids))  # none is left out
-        empty = rng.random(self.queries) < self.background
-        empty[: len(ids)] = False
-        order = rng.permutation(self.queries)
+        own = owners(rng, len(ids), self.queries, self.background)
         return self.texts.random_map(record, rng) | {
-            "names": np.where(empty, -1, ids[own])[order].astype(np.int32),
-            "looks": seen[own][order].astype(np.int32),
-            "objects": rng.integers(0, self.rows[0], len(ids))[own][order].astype(np.int32),
+            "names": np.where(own < 0, -1, ids[own]).astype(np.int32),
+            "looks": seen[own].astype(np.int32),
+            "objects": rng.integers(0, self.rows[0], len(ids))[own].astype(np.int32),
             "residual": rng.integers(0, self.rows[1], self.queries).astype(np.int32),
             "background": rng.integers(0, self.rows[2], self.queries).astype(np.int32),
             "noise": np.float32(rng.random() ** 0.5),
         }
 
 
+def owners(rng: np.random.Generator, objects: int, queries: int, background: float) -> np.ndarray:
+    """Which object each query holds, int[Q]: some hold none (-1), and every object is held by one at least."""
+    own = rng.choice(objects, queries, p=rng.dirichlet(np.full(objects, 3.0)))
+    own = np.where(rng.random(queries) < background, -1, own)
+    own[:objects] = np.arange(objects)
+    return rng.permutation(own)
+
+
 def prefix(words: QueryWords, batch: dict[str, jax.Array]) -> jax.Array:
-    """Queries float[B, Q, D] as `Prefixes` describes them."""
+    """Queries float[B, Q, D] as `Prefixes` describes them; of the looks those that `worded` float[B, Q, 4] says."""
     name = words.names[jnp.maximum(batch["names"], 0)]
-    look = sum(words.looks[slot][batch["looks"][..., slot]] for slot in range(len(looks.SLOTS)))
+    said = batch.get("worded", jnp.ones(len(looks.SLOTS)))[..., None]
+    look = sum(said[..., i, :] * words.looks[i][batch["looks"][..., i]] for i in range(len(looks.SLOTS)))
     noise = batch["noise"][:, None, None]
     held = name + look + noise * (words.objects[batch["objects"]] + words.residual[batch["residual"]])
     return words.mean + jnp.where(batch["names"][..., None] < 0, words.background[batch["background"]], held)
-
-
-def loss_fn(
-    lm: nn.Module, params: Any, words: QueryWords, batch: dict[str, jax.Array], pad: int
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted next-token cross-entropy of rows of text behind their prefixes; see `pretrain_language.text_loss`.
-
-    Args:
-      lm: an `OPT` as wide as the queries. params: its parameters. batch: what `Prefixes` makes. pad: token id.
-    """
-    rows = batch["ids"].shape[1]
-    ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
-    said = jnp.repeat(EMBEDDING_SCALE * prefix(words, batch), rows, 0)
-    x = jnp.concatenate([said, params["embedding"][ids]], 1)
-    mask = jnp.concatenate([jnp.ones(said.shape[:2], bool), ids != pad], 1)
-    logits = lm.apply({"params": params}, x, mask)[:, said.shape[1] : -1]
-    return text_loss(logits, ids, batch["weights"].reshape(ids.shape))

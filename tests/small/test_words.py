@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.opt import OPT, OPTConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import ViTConfig
-from pin_jax.small import language
+from pin_jax.small import language, numbers
 from pin_jax.small import words as pretrain_words
 
 NAMES = ("cat", "dog", "red apple", "tree")
@@ -127,7 +129,7 @@ def test_keywords_and_rows_about_one_object(tokenizer):
 
 
 def test_the_loss_is_that_of_the_vlm_whose_queries_say_the_same(tokenizer):
-    lm = OPTConfig(vocab=len(tokenizer), width=WIDTH, depth=2, heads=2, mlp=32, positions=80)
+    lm = OPTConfig(vocab=len(tokenizer), width=WIDTH, depth=3, heads=2, mlp=32, positions=80)
     config = Blip2Config(
         vision=ViTConfig(image_size=32, patch=8, width=WIDTH, depth=1, heads=2, mlp=32, class_token=False),
         qformer=QFormerConfig(queries=QUERIES, width=WIDTH, depth=2, heads=2, mlp=32, cross_every=1),
@@ -135,7 +137,7 @@ def test_the_loss_is_that_of_the_vlm_whose_queries_say_the_same(tokenizer):
     )  # fmt: skip
     vlm, rng = Blip2(config), jax.random.key(0)
     vision = jax.random.normal(rng, (2, config.vision.tokens, WIDTH))
-    params = vlm.init(rng, jnp.zeros((1, 1, 32, 32, 3)), jnp.zeros((1, 2), jnp.int32))["params"]
+    params = jax.jit(vlm.init)(rng, jnp.zeros((1, 1, 32, 32, 3)), jnp.zeros((1, 2), jnp.int32))["params"]
     record = pretrain_words.Said(NAMES, (2, 2), 1, 0)[0]
     row = texts(tokenizer, box_rows=0.0).random_map(record, np.random.default_rng(0))
     ids, weights = (np.stack([row[key], row[key]]) for key in ("ids", "weights"))
@@ -143,13 +145,14 @@ def test_the_loss_is_that_of_the_vlm_whose_queries_say_the_same(tokenizer):
     given = {"vision": vision, "ids": np.concatenate([front, ids], -1)}
     given["weights"] = np.concatenate([0.0 * front, weights], -1).astype(np.float32)
     given["weights"][..., QUERIES] = 0  # no loss on the first word, which nothing predicts in training on words
-    expected, parts = language.loss_fn(vlm, params, params["vision"], given)
+    expected, parts = jax.jit(functools.partial(language.loss_fn, vlm))(params, params["vision"], given)
 
-    media = vlm.apply({"params": params}, vision[:, None], method="fuse").reshape(-1, WIDTH)
+    fuse = jax.jit(functools.partial(vlm.apply, method="fuse"))
+    media = fuse({"params": params}, vision[:, None]).reshape(-1, WIDTH)
     nothing = jnp.zeros((1, WIDTH))
     words = pretrain_words.QueryWords(
         jnp.zeros(WIDTH), nothing, jnp.zeros((len(SLOTS), 9, WIDTH)), nothing, nothing,
-        media / language.EMBEDDING_SCALE,
+        media,
     )  # fmt: skip
     batch = {
         "names": -np.ones((2, QUERIES), np.int32), "looks": np.zeros((2, QUERIES, len(SLOTS)), np.int32),
@@ -157,6 +160,17 @@ def test_the_loss_is_that_of_the_vlm_whose_queries_say_the_same(tokenizer):
         "noise": np.ones(2, np.float32),
         "background": np.arange(2 * QUERIES).reshape(2, QUERIES), "ids": ids, "weights": weights,
     }  # fmt: skip
-    loss, found = pretrain_words.loss_fn(OPT(lm), params["lm"], words, batch, config.pad_token)
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(found["answers"], parts["answers"])
+    source = numbers.NumberTexts(tokenizer, NAMES, CODEC, QUERIES, (1, 1, 1), scenes=1, length=47)
+    told = {key: np.stack([x, x])[:, None] for key, x in source.scene(np.random.default_rng(1)).items()}
+    told |= {key: np.zeros_like(told[key]) for key in ("weights", "has_value", "has_look")}  # they count for nothing
+    held = words, numbers.CodeSpace(jnp.eye(WIDTH), jnp.float32(1.0))
+    trained = {
+        "lm": params["lm"],
+        "codes": numbers.start_codes(rng, CODEC.grid + 1, WIDTH),
+        "heads": numbers.start_heads(WIDTH, CODEC.grid + 1),
+    }
+    for given in (batch, {"vision": media.reshape(2, QUERIES, WIDTH), "ids": ids, "weights": weights}):
+        own = functools.partial(numbers.loss_fn, OPT(lm), pad=config.pad_token)
+        loss, found = jax.jit(own)(trained, held, given | {"numbers": told})
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        np.testing.assert_allclose(found["answers"], parts["answers"])

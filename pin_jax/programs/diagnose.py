@@ -1,0 +1,76 @@
+"""Tells whether an insert can move a VLM (`config.run=diagnose`): attention, gradients, and the size of psi."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline.text.prompts import article
+from pin_jax import adapters, evaluate, methods
+from pin_jax.models.interface import Inserts
+from pin_jax.runtime import files, reporting
+from pin_jax.scoring import diagnosis
+from pin_jax.vlm import VLM
+
+TEXTS = 32  # that are looked at, each of another image
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None) -> dict[str, Any]:
+    """Looks at the first evaluation scenes with an insert, or with config.method as it starts; writes diagnosis.json."""
+    if path is None:
+        method = methods.build(config.method, vlm.model.config, config.method_options)
+        params = method.init(jax.random.key(config.seed), vlm.params)
+    else:
+        method, params = adapters.load(path, vlm)
+    config.eval.images = min(config.eval.images, TEXTS)
+    records = evaluate.scenes(config, vlm)
+    asked = list({query.image: query for query in evaluate.queries(records)}.values())
+    inserts = method.inserts(params)
+    vision = evaluate.encode(vlm, [records[query.image]["image"] for query in asked], inserts=inserts)
+    before = [f" {article(query.name)}" for query in asked]
+    boxes = [vlm.codec.encode(vlm.codec.to_cells(query.box)) for query in asked]
+    texts = {
+        "numbers of a box": diagnosis.encode(
+            vlm.tokenizer, vlm.frame,
+            [(f"In the image is{a}", f" {q.name}", " located at", box)
+             for a, q, box in zip(before, asked, boxes, strict=True)],
+            True, config.text_length,
+        ),
+        "names in a caption": diagnosis.encode(
+            vlm.tokenizer, vlm.frame,
+            [(f"A photo of{a}", "", "", f" {q.name}") for a, q in zip(before, asked, strict=True)],
+            False, config.text_length,
+        ),
+    }  # fmt: skip
+    reached = {
+        key: diagnosis.gradients(vlm.model, vlm.params, method, params, vision, text) for key, text in texts.items()
+    }
+    looks = diagnosis.attention(
+        vlm.model, vlm.params, Inserts() if inserts.in_vision else inserts, vision, texts["numbers of a box"]
+    )
+    psi = None if inserts.vision_output is None else np.linalg.norm(np.asarray(inserts.vision_output), axis=1).mean()
+    tokens = np.linalg.norm(vision, axis=-1).mean()
+    title = f"gradient of a token's log-likelihood, norms, {len(asked)} images"
+    reporting.results_table(title, reached, ("media", "vision", "shared", "insert"))
+    rows = {f"attention {i + 1}": row for i, row in enumerate(looks)}
+    reporting.results_table("attention from the number places, the best head's share", rows, ("image", "name"))
+    found = {
+        "gradients": reached,
+        "attention": looks,
+        "psi_norm": None if psi is None else float(psi),
+        "token_norm": float(tokens),
+        "verdict": diagnosis.verdict(
+            reached["numbers of a box"]["vision"], reached["names in a caption"]["vision"], float(psi or 0), tokens
+        ),
+    }
+    if psi is not None:
+        reporting.say(f"|psi| {psi:.2f} a token, beside vision tokens of {tokens:.2f}")
+    for line in found["verdict"]:
+        reporting.say(line)
+    files.write_json(workdir / "diagnosis.json", found)
+    reporting.say(f"wrote {workdir / 'diagnosis.json'}")
+    return found

@@ -1,0 +1,187 @@
+"""Whether an insert can move a VLM (`config.run=diagnose`): what the numbers of an answer heed, and what reaches psi.
+
+An insert speaks to the language model through the vision tokens. It can teach places only if the language model heeds
+these when it writes the numbers of a box. Names in a caption are the measure: a captioner reads those off its image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pin_jax.models import attention as attending
+from pin_jax.models.interface import Inserts
+
+HEEDS, OUTGROWS = 0.25, 10.0  # of what names heed; times the norm of the vision tokens
+
+
+@dataclasses.dataclass
+class Texts:
+    """Questions with their answers, one of each image.
+
+    Attributes:
+      inputs: what a VLM's `predict` takes: ids int[R, T], target float[R, T], of the tokens that are looked at, and
+        labels int[R, T] where prompt and answer are two texts.
+      name: bool[R, T], the places of the name in ids.
+    """
+
+    inputs: dict[str, np.ndarray]
+    name: np.ndarray
+
+
+def encode(tokenizer: Any, frame: Any, parts: Sequence[tuple[str, str, str, str]], numbers: bool, length: int) -> Texts:
+    """Texts of questions.
+
+    Args:
+      tokenizer, frame: the VLM's. parts: of each, what stands before the name, the name, what stands behind it in the
+        prompt, and the answer. numbers: the answer's numbers are looked at; else all of it.
+      length: T, beyond the image's own tokens.
+    """
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    room = length + max(0, len(ids_of(frame.prefix)) - 1)
+    ids, name = np.full((len(parts), room), tokenizer.pad_token_id, np.int32), np.zeros((len(parts), room), bool)
+    written = np.full_like(ids[:, :length], tokenizer.pad_token_id) if frame.encoder_decoder else ids
+    target = np.zeros(written.shape, np.float32)
+    for i, (before, called, behind, answer) in enumerate(parts):
+        asked, told = ids_of(frame.prompt(before + called + behind)), ids_of(answer)
+        start = len(ids_of(frame.prefix + before))
+        ids[i, : len(asked)] = asked
+        name[i, start : len(ids_of(frame.prefix + before + called))] = bool(called)
+        first = 0 if frame.encoder_decoder else len(asked)
+        written[i, first : first + len(told)] = told
+        digits = [any(c.isdigit() for c in tokenizer.decode([token])) for token in told]
+        target[i, first : first + len(told)] = digits if numbers else 1
+    inputs = {"ids": ids, "target": target} | ({"labels": written} if frame.encoder_decoder else {})
+    return Texts(inputs, name)
+
+
+def _likelihood(model: nn.Module, frozen: Any, inserts: Inserts, vision: jax.Array, shift: jax.Array, inputs: Any):
+    """Mean log-likelihood of the tokens looked at, summed over texts; `shift` is added to what the LM reads."""
+
+    def interceptor(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        return out + shift.astype(out.dtype) if context.method_name == "fuse" else out
+
+    with nn.intercept_methods(interceptor):
+        logits, labels, weights = model.apply(
+            inserts.variables(frozen), vision[:, None], inputs, inserts, method="predict"
+        )
+    cost = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return -((cost * weights).sum(1) / jnp.maximum(weights.sum(1), 1)).sum()
+
+
+def gradients(
+    model: nn.Module, frozen: Any, method: Any, params: Any, vision: jax.Array, texts: Texts
+) -> dict[str, float]:
+    """Norms of the gradient of a token's log-likelihood at each joint, mean over texts.
+
+    Args:
+      method, params: what is trained. vision: float[R, N, D], without it.
+
+    Returns:
+      media: at what the language model reads of the image. vision: at the vision tokens. shared: what of that all
+      images agree on, in [0, 1]: an insert is the same for every image. insert: at the parameters trained, of all texts
+      together.
+    """
+    inserts = method.inserts(params)
+    media = jax.eval_shape(
+        lambda v: model.apply(inserts.variables(frozen), v[:, None], inserts, method="fuse"), jnp.asarray(vision)
+    )
+
+    @jax.jit
+    def of(params, frozen, vision, shift, inputs):
+        def value(params, vision, shift):
+            return _likelihood(model, frozen, method.inserts(params), vision, shift, inputs)
+
+        return jax.grad(value, (0, 1, 2))(params, vision, shift)
+
+    trained, at_vision, at_media = of(
+        params, frozen, jnp.asarray(vision), jnp.zeros(media.shape, jnp.float32), texts.inputs
+    )
+
+    def norms(x):
+        return jnp.linalg.norm(x.reshape(len(x), -1), axis=1).mean()
+
+    return {
+        "media": float(norms(at_media)),
+        "vision": float(norms(at_vision)),
+        "shared": float(jnp.linalg.norm(at_vision.mean(0)) / jnp.maximum(norms(at_vision), 1e-12)),
+        "insert": float(optax.tree.norm(trained)) / len(vision),
+    }
+
+
+def attention(model: nn.Module, frozen: Any, inserts: Inserts, vision: jax.Array, texts: Texts) -> list[dict[str, Any]]:
+    """Where the language model looks before each token looked at: shares of attention on image and name, by layer.
+
+    Returns:
+      A row for each of its attentions that can see either, in order: image and name, the largest share of a head, mean
+      over tokens; None where it cannot see them.
+    """
+
+    @jax.jit
+    def look(frozen, inserts, vision, inputs):
+        variables = inserts.variables(frozen)
+        with attending.watching() as fused:
+            model.apply(variables, vision[:, None], inserts, method="fuse")
+        with attending.watching() as seen:
+            _, _, weights = model.apply(variables, vision[:, None], inputs, inserts, method="predict")
+        return weights, seen[len(fused) :]  # not those of the fusion
+
+    inputs = texts.inputs
+    weights, seen = jax.device_get(look(frozen, inserts, vision, inputs))
+    asked, ids, config = weights > 0, inputs["ids"], model.config
+    extra = 0 if inserts.text is None else inserts.text.shape[0]
+    own = np.pad(ids == config.image_token, [(0, 0), (extra, 0)]), np.pad(texts.name, [(0, 0), (extra, 0)])
+    writes = inputs["labels"].shape[1] if "labels" in inputs else ids.shape[1] - 1 + extra
+    crossed = not hasattr(config, "qformer")  # the image's tokens are no tokens of the text
+    rows = []
+    for share in seen:
+        (_, _, length, keys), row = share.shape, {}
+        if length != writes:  # an encoder's
+            continue
+        if crossed and keys != length:
+            row["image"] = np.ones((len(ids), keys), bool)
+        elif keys in (length, own[0].shape[1]) and not ("labels" in inputs and keys == length):
+            row["name"] = own[1][:, :keys]
+            if not crossed:
+                row["image"] = own[0][:, :keys]
+        if not row:
+            continue
+        at = share[:, :, length - weights.shape[1] :]  # [R, H, T', S]
+        heads = {
+            key: (np.einsum("rhts,rs->rht", at, where) * asked[:, None]).sum((0, 2)) / asked.sum()
+            for key, where in row.items()
+        }
+        rows.append({key: float(heads[key].max()) if key in heads else None for key in ("image", "name")})
+    return rows
+
+
+def verdict(numbers: float, names: float, psi: float, tokens: float) -> list[str]:
+    """What the measures say, a line each.
+
+    Args:
+      numbers, names: gradient norms at the vision tokens. psi, tokens: mean norms of one token.
+    """
+    share = numbers / max(names, 1e-12)
+    heeds = f"numbers heed the image {share:.2f} times as much as names in a caption do"
+    lines = [
+        f"{heeds}: an insert can move this VLM"
+        if share >= HEEDS
+        else f"{heeds}: its language model does not look there when it writes a box, and an insert has little to move"
+    ]
+    if psi > OUTGROWS * tokens:
+        lines.append(
+            f"psi is {psi / tokens:.0f} times as large as the vision tokens: it drowns them; train it anew with a"
+            " smaller config.lr and a longer config.warmup"
+        )
+    return lines
