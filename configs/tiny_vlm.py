@@ -75,6 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Names and looks alone, read from what another model's encoder or a Q-Former sees (see `vision_of`).
     config.names_fit = ConfigDict({"lr": 1e-2, "steps": 500, "batch": 64, "look_weight": 1.0})
+    config.measured_images = 4000  # whose queries say what a prefix is made of
 
     # Stage 2, language and cross-attention on cached features.
     config.language_fits = [
@@ -122,7 +123,6 @@ def get_config(variant: str = "") -> ConfigDict:
         # every sample stands one that says numbers; at first one thing in each place, mostly of one object, and loud.
         easy = {"single": 0.6, "either": 0.9, "boxes": 0.1, "blur": 0.0, "gain": 1.4}
         middle = {"single": 0.3, "either": 0.5, "boxes": 0.3, "blur": 0.3, "gain": 1.2}
-        config.measured_images = 4000  # whose queries say what a prefix is made of
         config.words_fit = ConfigDict(
             {"lr": 3e-3, "batch": 16, "number_rows": 1, "behind_words": True,
              "texts": {"keywords": 0.4, "alone": 0.5, "box_rows": 0.2},
@@ -149,12 +149,11 @@ def get_config(variant: str = "") -> ConfigDict:
             part["schedule_steps"] //= 100
             for phase in part["phases"]:
                 phase["images"] //= 100
-        config.language_images, config.names_fit.steps = 320, 30
+        config.language_images, config.names_fit.steps, config.measured_images = 320, 30, 200
         for part in config.language_fits:
             part["steps"], part["schedule_steps"] = 30, 30
         if config.qformer:
             config.query_fit.steps = 30
-            config.measured_images = 200
             for part in (config.words_fit, config.numbers_fit):
                 for phase in part.phases:
                     phase["steps"] = 15

@@ -330,7 +330,7 @@ TINY_VLM: Entries = {
     **below("scenes", SCENES),
     **below("vision_fits.*", FIT),
     **below("vision_fits.*.phases.*", PHASE),
-    **below("names_fit", FIT),
+    **below("names_fit", {name: FIT[name] for name in ("lr", "steps", "batch", "look_weight")}),
     **below("query_fit", FIT),
     **below("words_fit", FIT | DECODER_FIT),
     **below("numbers_fit", FIT | DECODER_FIT),
@@ -363,6 +363,7 @@ PROGRAMS: dict[str, Entries] = {
 # Parts of which a config names what differs from the defaults of who reads them, or nothing at all.
 OPTIONAL = (
     "train_scenes", "language_scenes", "method_options", "perceiver", "qformer", "query_fit", "words_fit",
+    "numbers_fit",
     "scenes", "lm", "fit",
 )  # fmt: skip
 NEEDED = ("scenes.cutouts", "scenes.backgrounds", "lm.width", "lm.depth", "lm.heads", "fit.lr")  # of those

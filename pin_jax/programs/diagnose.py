@@ -13,22 +13,22 @@ from input_pipeline.text.prompts import article
 from pin_jax import adapters, evaluate, methods
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import files, reporting
-from pin_jax.scoring import diagnosis
+from pin_jax.scoring import diagnosis, queries
 from pin_jax.vlm import VLM
 
 TEXTS = 32  # that are looked at, each of another image
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None) -> dict[str, Any]:
-    """Looks at the first evaluation scenes with an insert, or with config.method as it starts; writes diagnosis.json."""
+    """Looks at the first evaluation scenes with an insert, or with the method as it starts; writes diagnosis.json."""
     if path is None:
         method = methods.build(config.method, vlm.model.config, config.method_options)
         params = method.init(jax.random.key(config.seed), vlm.params)
     else:
-        method, params = adapters.load(path, vlm)
+        method, params = adapters.load(path, vlm, config.method)
     config.eval.images = min(config.eval.images, TEXTS)
     records = evaluate.scenes(config, vlm)
-    asked = list({query.image: query for query in evaluate.queries(records)}.values())
+    asked = list({query.image: query for query in queries.of_records(records)}.values())
     inserts = method.inserts(params)
     vision = evaluate.encode(vlm, [records[query.image]["image"] for query in asked], inserts=inserts)
     before = [f" {article(query.name)}" for query in asked]

@@ -1,4 +1,4 @@
-"""The runs of a PIN config: train, evaluate, predict, inspect, diagnose, export, compile. Each leaves files in the workdir."""
+"""The runs of a PIN config: train, evaluate, predict, inspect, diagnose, export, compile; they write to the workdir."""
 
 from __future__ import annotations
 

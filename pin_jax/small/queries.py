@@ -1,7 +1,7 @@
 """How the small BLIP-2 starts: queries that gather alike patches, and a decoder in whose space they stand.
 
 A Q-Former that starts from small random weights has to find by chance that a query can stand for an object. That is
-given at the start instead, as the small Flamingo's cross-attention is (`pretrain_language.match_init`); everything is
+given at the start instead, as the small Flamingo's cross-attention is (`small.language.match_init`); everything is
 then trained.
 """
 

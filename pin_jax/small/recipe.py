@@ -74,7 +74,7 @@ def go_on(config: ConfigDict, workdir: pathlib.Path, shape: Shape) -> Any:
 
 
 def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any) -> Any:
-    """Stage 2: see `pretrain_language`. `seen` is stage 1's parameters; returns the whole VLM's."""
+    """Stage 2: see `small.language`. `seen` is stage 1's parameters; returns the whole VLM's."""
     size, model, frozen = config.vision.image_size, shape.model, seen["encoder"]
     bank = feature_bank(config, workdir, shape, frozen)
     params = jax.jit(model.init)(

@@ -36,7 +36,7 @@ def _words_loss(model: vision.BagOfWordsModel, look_weight: float):
 
 
 def train_vision(config: ConfigDict, workdir: pathlib.Path, shape: Shape) -> Any:
-    """Stage 1: see `pretrain_vision`. Returns its parameters."""
+    """Stage 1: see `small.vision`. Returns its parameters."""
     model = bag_of_words(shape)
     size = config.vision.image_size
     params = jax.jit(functools.partial(model.init, method="everything"))(
