@@ -33,13 +33,14 @@ from input_pipeline.text.box_codec import BoxCodec  # noqa: E402
 from pin_jax import train  # noqa: E402
 from pin_jax.decoding import search as decode  # noqa: E402
 from pin_jax.methods import METHODS  # noqa: E402
-from pin_jax.models.blip2 import PRESETS, Blip2, Blip2Config  # noqa: E402
+from pin_jax.models.blip2 import Blip2, Blip2Config  # noqa: E402
 from pin_jax.models.interface import Inserts  # noqa: E402
 from pin_jax.models.opt import OPTConfig  # noqa: E402
 from pin_jax.models.qformer import QFormerConfig  # noqa: E402
 from pin_jax.models.vit import ViTConfig  # noqa: E402
 from pin_jax.runtime import flops, sharding  # noqa: E402
 from pin_jax.vlm import VLM, skeleton  # noqa: E402
+from pin_jax.weights.blip2 import SHAPES  # noqa: E402
 from pin_jax.weights.parameters import count_parameters  # noqa: E402
 
 # An OPT-125m under a ViT-B and six layers of the published Q-Former.
@@ -55,9 +56,7 @@ TINY = dataclasses.replace(  # to see that the script runs
     qformer=QFormerConfig(width=64, depth=2, heads=2, mlp=128),
     lm=dataclasses.replace(MID.lm, width=64, depth=2, heads=2, mlp=128),
 )
-MODELS = {"tiny": TINY, "mid": MID} | {
-    name.removeprefix("Salesforce/blip2-"): c for name, c in PRESETS.items() if "opt" in name
-}
+MODELS = {"tiny": TINY, "mid": MID} | {name: config for name, config in SHAPES.items() if "opt" in name}
 STEPS = 12
 
 

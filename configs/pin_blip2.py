@@ -13,10 +13,11 @@ set (docs/data.md).
 from ml_collections import ConfigDict
 
 from configs.lib import ablations, pin, variants
+from pin_jax.weights.published import BLIP2
 
 CHOICES = ablations.CHOICES | {"eval": variants.evaluate_boxes}
 VARIANTS = {"tiny": "the small one that ships, minutes on two cores"} | {
-    name: f"Salesforce/blip2-{name}, the published recipe" for name in ("opt-2.7b", "opt-6.7b", "flan-t5-xl")
+    name: f"{vlm.id}, the published recipe" for name, vlm in BLIP2.items()
 }
 
 
@@ -30,5 +31,5 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.cache_images = 8000
         return variants.apply(config, chosen, CHOICES)
     config = pin.published()
-    config.vlm = f"Salesforce/blip2-{model}"  # its parts may run in other dtypes: `published`, as their makers ran them
+    config.vlm = BLIP2[model].id  # its parts may run in other dtypes: `published`, as their makers ran them
     return variants.apply(config, chosen, CHOICES)

@@ -13,24 +13,11 @@ Behind the model a variant may have options: `method=` (see `pin_jax.methods`) a
 from ml_collections import ConfigDict
 
 from configs.lib import ablations, pin, variants
+from pin_jax.weights.published import OPENFLAMINGO
 
-# variant -> checkpoint and language model on the hub; folders and files on disk serve as well
-PUBLISHED = {
-    "3b": ("openflamingo/OpenFlamingo-3B-vitl-mpt1b", "anas-awadalla/mpt-1b-redpajama-200b"),
-    "3b_instruct": (
-        "openflamingo/OpenFlamingo-3B-vitl-mpt1b-langinstruct",
-        "anas-awadalla/mpt-1b-redpajama-200b-dolly",
-    ),
-    "4b": ("openflamingo/OpenFlamingo-4B-vitl-rpj3b", "togethercomputer/RedPajama-INCITE-Base-3B-v1"),
-    "4b_instruct": (
-        "openflamingo/OpenFlamingo-4B-vitl-rpj3b-langinstruct",
-        "togethercomputer/RedPajama-INCITE-Instruct-3B-v1",
-    ),
-    "9b": ("openflamingo/OpenFlamingo-9B-vitl-mpt7b", "anas-awadalla/mpt-7b"),
-}
 CHOICES = ablations.CHOICES | {"eval": variants.evaluate_boxes}
 VARIANTS = {"tiny": "the small one that ships, minutes on two cores"} | {
-    name: f"{vlm.split('/')[-1]}, the published recipe" for name, (vlm, _) in PUBLISHED.items()
+    name: f"{vlm.id.split('/')[-1]}, the published recipe" for name, vlm in OPENFLAMINGO.items()
 }
 
 
@@ -40,6 +27,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     if model == "tiny":
         return variants.apply(pin.tiny("assets/tiny_flamingo"), chosen, CHOICES)
     config = pin.published()
-    config.vlm, config.language_model = PUBLISHED[model]
-    config.vision = "openai/clip-vit-large-patch14"
+    # ids on the hub; folders and files on disk serve as well
+    vlm = OPENFLAMINGO[model]
+    config.vlm, config.language_model, config.vision = vlm.id, vlm.language_model, vlm.vision
     return variants.apply(config, chosen, CHOICES)

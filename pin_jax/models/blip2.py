@@ -44,11 +44,6 @@ _OPT_IDS = {"image_token": 50265, "end_token": 2, "pad_token": 1}
 BLIP2_OPT_2_7B = Blip2Config(EVA_G14, QFormerConfig(), OPT_2_7B, **_OPT_IDS)
 BLIP2_OPT_6_7B = Blip2Config(EVA_G14, QFormerConfig(), OPT_6_7B, **_OPT_IDS)
 BLIP2_FLAN_T5_XL = Blip2Config(EVA_G14, QFormerConfig(), FLAN_T5_XL, image_token=32100, end_token=1, pad_token=0)
-PRESETS = {
-    "Salesforce/blip2-opt-2.7b": BLIP2_OPT_2_7B,
-    "Salesforce/blip2-opt-6.7b": BLIP2_OPT_6_7B,
-    "Salesforce/blip2-flan-t5-xl": BLIP2_FLAN_T5_XL,
-}
 
 
 class Blip2(FusedModel):

@@ -9,12 +9,12 @@ from typing import Any
 
 from input_pipeline.errors import UserError
 from input_pipeline.text.prompts import Frame
-from pin_jax.models.blip2 import PRESETS, Blip2, Blip2Config
+from pin_jax.models.blip2 import BLIP2_FLAN_T5_XL, BLIP2_OPT_2_7B, BLIP2_OPT_6_7B, Blip2, Blip2Config
 from pin_jax.models.opt import OPTConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.t5 import T5Config
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
-from pin_jax.weights import config_sizes, files, tokenizers
+from pin_jax.weights import config_sizes, files, published, tokenizers
 from pin_jax.weights.clip import eva_vision
 from pin_jax.weights.config_entries import (
     ACTIVATION,
@@ -36,6 +36,8 @@ from pin_jax.weights.image_text_configs import preprocessor
 from pin_jax.weights.registry import Published
 
 PARTS = ("vision", "qformer", "lm")
+SHAPES = {"opt-2.7b": BLIP2_OPT_2_7B, "opt-6.7b": BLIP2_OPT_6_7B, "flan-t5-xl": BLIP2_FLAN_T5_XL}
+BY_ID = {model.id: SHAPES[name] for name, model in published.BLIP2.items()}
 # dtype of each part's computation and weights, as it was published (LAVIS)
 PUBLISHED = {"vision": "float16", "qformer": "float32", "opt": "float16", "t5": "bfloat16"}
 
@@ -323,8 +325,8 @@ def architecture(
     source: str, dtype: Any, attention: str = "xla", **fields: Any
 ) -> tuple[Blip2, dict[str, Any], Frame] | None:
     """A published BLIP-2 by name or folder, without its weights; see `published.architecture`."""
-    if source in PRESETS:
-        config = PRESETS[source]
+    if source in BY_ID:
+        config = BY_ID[source]
         dtypes = _dtypes(dtype, "t5" if isinstance(config.lm, T5Config) else "opt")
         parts = {name: dataclasses.replace(getattr(config, name), dtype=dtypes[name], **fields) for name in PARTS}
         parts["vision"] = dataclasses.replace(parts["vision"], attention=attention)

@@ -15,11 +15,12 @@ import pytest
 
 from input_pipeline.errors import UserError
 from pin_jax.decoding import search
-from pin_jax.models.blip2 import PRESETS, Blip2, Blip2Config
+from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.interface import Inserts
 from pin_jax.vlm import skeleton
 from pin_jax.weights import convert as converter
-from pin_jax.weights.blip2 import config_of, table
+from pin_jax.weights.blip2 import BY_ID, config_of, table
+from pin_jax.weights.published import BLIP2
 from tests.fixtures.golden_files import GOLDEN, split_weights
 from tests.fixtures.tiny import run
 
@@ -283,16 +284,12 @@ def fits(names: dict[str, list[int]], config: Blip2Config, monkeypatch) -> None:
     converter.convert(Shapes(names), table(config), skeleton(Blip2(config)))
 
 
-COUNTS = {
-    "Salesforce/blip2-opt-2.7b": 3_744_761_856,
-    "Salesforce/blip2-opt-6.7b": 7_752_869_376,
-    "Salesforce/blip2-flan-t5-xl": 3_942_446_592,
-}
+COUNTS = {model.id: model.parameters for model in BLIP2.values()}
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_published_models(name, monkeypatch):
-    config, names = PRESETS[name], json.loads((GOLDEN / "blip2_names.json").read_text())[name]
+    config, names = BY_ID[name], json.loads((GOLDEN / "blip2_names.json").read_text())[name]
     assert sum(leaf.size for leaf in jax.tree.leaves(skeleton(Blip2(config)))) == COUNTS[name]
     assert sum(math.prod(shape) for shape in names.values()) == COUNTS[name]
     assert config.media_tokens == 257 and config.vision.width == 1408

@@ -13,8 +13,9 @@ import pytest
 from configs import pin_flamingo
 from pin_jax.methods.pin import Pin
 from pin_jax.models.flamingo import Flamingo
-from pin_jax.models.openflamingo import PUBLISHED
-from pin_jax.models.openflamingo import tiny as tiny_of
+from pin_jax.weights.openflamingo.shapes import SHAPES
+from pin_jax.weights.openflamingo.shapes import tiny as tiny_of
+from pin_jax.weights.published import OPENFLAMINGO
 from tests.fixtures import tiny
 
 ROWS, VISION = 50280, 1024
@@ -48,9 +49,9 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SHAPES)
 def test_full_size(name):
-    config = PUBLISHED[name]
+    config = SHAPES[name]
     language, gates, width, everything, trained = SIZES[name]
     pixels, ids = jax.ShapeDtypeStruct((1, 1, 224, 224, 3), jnp.float32), jax.ShapeDtypeStruct((1, 4), jnp.int32)
     shapes = tiny.skeleton(Flamingo(config), pixels, ids)
@@ -61,6 +62,7 @@ def test_full_size(name):
     assert count(own_gates) == gates * gated(width) and own_gates["attn_gate"].shape == (gates,)
     assert count(lm) == language
     assert count((shapes, own_gates)) == everything
+    assert {m.parameters for key, m in OPENFLAMINGO.items() if key.startswith(name)} == {everything}
     assert count((shapes["perceiver"], own_gates)) + ROWS * width == trained
     assert lm["embedding"].shape == (ROWS, width)
     if name == "3b":
@@ -104,11 +106,11 @@ def test_counts_on_the_meta_device():
     assert size(clip) - 2 * VISION == CLIP
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SHAPES)
 def test_the_tiny_one_of_each_runs(name):
-    config = tiny_of(PUBLISHED[name])
+    config = tiny_of(SHAPES[name])
     model = Flamingo(config)
-    assert type(config.lm) is type(PUBLISHED[name].lm) and config.cross_every == PUBLISHED[name].cross_every
+    assert type(config.lm) is type(SHAPES[name].lm) and config.cross_every == SHAPES[name].cross_every
     pixels = jax.random.normal(jax.random.key(0), (2, 2, 28, 28, 3))
     ids = jnp.array(
         [[config.pad_token, config.image_token, 5, config.image_token, 6], [3, 4, config.image_token, 5, 6]]
@@ -120,8 +122,8 @@ def test_the_tiny_one_of_each_runs(name):
 
 
 def test_every_published_model_is_a_variant():
-    assert {name.removesuffix("_instruct") for name in pin_flamingo.PUBLISHED} == set(PUBLISHED)
-    for name in pin_flamingo.PUBLISHED:
+    assert {name.removesuffix("_instruct") for name in OPENFLAMINGO} == set(SHAPES)
+    for name in OPENFLAMINGO:
         config = pin_flamingo.get_config(name)
         assert config.vlm.startswith(f"openflamingo/OpenFlamingo-{name[0].upper()}B")
         assert config.vlm.endswith("instruct") == name.endswith("instruct")

@@ -15,23 +15,22 @@ from input_pipeline.text.prompts import Frame
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.gpt_neox import GPTNeoXConfig
 from pin_jax.models.mpt import MPTConfig
-from pin_jax.models.openflamingo import PUBLISHED
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
 from pin_jax.weights import files, image_text_configs, tokenizers
 from pin_jax.weights.config_entries import pixel_statistics
 from pin_jax.weights.openflamingo.language_models import language_config
 from pin_jax.weights.openflamingo.rules import openflamingo
+from pin_jax.weights.openflamingo.shapes import BY_ID
+from pin_jax.weights.published import CLIP_L14
 from pin_jax.weights.registry import Published
 from pin_jax.weights.torch_file import TorchTensors
 
-CLIP = "openai/clip-vit-large-patch14"
 # OpenFlamingo's own tokens, in the order in which it adds them to the tokenizer.
 END, IMAGE, PAD = "<|endofchunk|>", "<image>", "<PAD>"
 _RESAMPLER = "perceiver.layers.0.0.to_q.weight"
 HEADS = 8  # of the Perceiver and of cross-attention: no weight tells
 PARTS = ("vision", "perceiver", "lm")
-_PUBLISHED_ID = re.compile(r"openflamingo/OpenFlamingo-(\d[bB])-")
 
 
 # --- the pieces on disk ----------------------------------------------------------------------------------------------
@@ -140,7 +139,7 @@ def _plain(key: str, neox: bool) -> str:
 def open_pieces(
     checkpoint: str | pathlib.Path,
     language_model: str | pathlib.Path,
-    vision: str | pathlib.Path = CLIP,
+    vision: str | pathlib.Path = CLIP_L14,
     *,
     tokenizer: str | pathlib.Path | None = None,
     image_token_id: int | None = None,
@@ -185,7 +184,7 @@ def open_pieces(
     if latents[1] != vit.width:
         raise UserError(
             f"vision model {tower}: width {vit.width}, but {path} was trained on one of width {latents[1]};"
-            f" give the CLIP that it was trained with (published: {CLIP})"
+            f" give the CLIP that it was trained with (published: {CLIP_L14})"
         )
     given = {"end": end_token_id, "image": image_token_id, "pad": pad_token_id}
     words, ids = _token_ids(tokenizer or language, given, rows, embedding in shapes, path)
@@ -342,10 +341,9 @@ def architecture(
     source: str, dtype: Any, attention: str = "xla", remat: str = "none"
 ) -> tuple[Flamingo, dict[str, Any], Frame] | None:
     """A published OpenFlamingo by its hub id, without its weights; see `published.architecture`."""
-    match = _PUBLISHED_ID.match(source)
-    if not match:
+    config = BY_ID.get(source)
+    if config is None:
         return None
-    config = PUBLISHED[match[1].lower()]
     dtype = "float32" if dtype == "published" else dtype
     parts = {name: dataclasses.replace(getattr(config, name), dtype=dtype) for name in PARTS}
     parts["vision"] = dataclasses.replace(parts["vision"], attention=attention, remat=remat)

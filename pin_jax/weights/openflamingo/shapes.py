@@ -9,6 +9,7 @@ from pin_jax.models.gpt_neox import REDPAJAMA_3B, GPTNeoXConfig
 from pin_jax.models.mpt import MPT_1B, MPT_7B, MPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.vit import CLIP_L14, ViTConfig
+from pin_jax.weights.published import OPENFLAMINGO
 
 
 def _flamingo(lm: MPTConfig | GPTNeoXConfig, cross_every: int) -> FlamingoConfig:
@@ -24,7 +25,9 @@ def _flamingo(lm: MPTConfig | GPTNeoXConfig, cross_every: int) -> FlamingoConfig
     )
 
 
-PUBLISHED = {"3b": _flamingo(MPT_1B, 1), "4b": _flamingo(REDPAJAMA_3B, 2), "9b": _flamingo(MPT_7B, 4)}
+# by the name in `published.OPENFLAMINGO`; plain and instruct models are of one shape
+SHAPES = {"3b": _flamingo(MPT_1B, 1), "4b": _flamingo(REDPAJAMA_3B, 2), "9b": _flamingo(MPT_7B, 4)}
+BY_ID = {model.id: SHAPES[name.removesuffix("_instruct")] for name, model in OPENFLAMINGO.items()}
 
 
 def tiny(config: FlamingoConfig) -> FlamingoConfig:
