@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from input_pipeline.sets.bad_records import BadRecordLog, walk
 from input_pipeline.text.box_codec import BoxCodec
 from pin_jax import adapters, methods
 from pin_jax.vlm import load_vlm
-from tests.fixtures import fuzz, layouts, tiny_blip2
+from tests.fixtures import fuzz, gem_models, layouts, published_models, tiny_blip2
 from tests.fixtures.golden_files import ROOT
 from tests.fixtures.small import config_for, write_vlm
 from tests.small.test_clip import folder as clip_folder  # noqa: F401 (a fixture)
@@ -204,20 +205,24 @@ def load_any_vlm(folder: pathlib.Path) -> None:
     vlm.tokenize([vlm.frame.prompt("In the image is a cat located at")])
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory, clip_folder):  # noqa: F811
-    """Good inputs by name, each a folder and what is done with a damaged copy of it."""
-    top = tmp_path_factory.mktemp("good")
-    found = {}
-    for name, (write, use) in SETS.items():
-        (top / name).mkdir()
-        write(top / name)
-        found[name] = top / name, use
+def load_openflamingo(folder: pathlib.Path) -> None:
+    checkpoint, lm, vision = (
+        folder / name for name in ("OpenFlamingo-3B-vitl-mpt1b", "mpt-1b-redpajama-200b", "clip-vit-large-patch14")
+    )
+    vlm, _ = load_vlm(checkpoint / "checkpoint.pt", language_model=str(lm), vision=str(vision))
+    vlm.tokenize([vlm.frame.prompt("In the image is a cat located at")])
+
+
+def models(top: pathlib.Path, clip: pathlib.Path) -> dict[str, tuple[pathlib.Path, Callable[[pathlib.Path], object]]]:
+    """Folders of models, and how each is read; `insert` is an adapter's."""
     vlm_folder = write_vlm(top / "vlm")
-    found["clip"] = clip_folder, load_clip
-    found["vlm"] = vlm_folder, load_any_vlm
+    found = {"clip": (clip, load_clip), "vlm": (vlm_folder, load_any_vlm)}
     for kind in ("opt", "t5"):
         found[f"blip2 {kind}"] = tiny_blip2.write(top / kind, kind), load_any_vlm
+    published_models.openflamingo(top / "openflamingo")
+    found["openflamingo"] = top / "openflamingo", load_openflamingo
+    gem_models.write_open_clip(top / "open_clip", gem_models.arrays(), True)
+    found["open_clip"] = top / "open_clip", lambda folder: pretrained.load(folder)
     vlm, _ = load_vlm(vlm_folder)
     config = config_for(vlm_folder)
     method = methods.build("pin", vlm.model.config, config.method_options)
@@ -227,10 +232,30 @@ def good(tmp_path_factory, clip_folder):  # noqa: F811
     return found
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory, clip_folder):  # noqa: F811
+    """Good inputs by name, each a folder and what is done with a damaged copy of it."""
+    top = tmp_path_factory.mktemp("good")
+    found = {}
+    for name, (write, use) in SETS.items():
+        (top / name).mkdir()
+        write(top / name)
+        found[name] = top / name, use
+    return found | models(top, clip_folder)
+
+
 # --- the test ---------------------------------------------------------------------------------------------------------
 
 # share of the inputs; models and inserts take tenths of a second each
-KINDS = {"config": 0.4, "picture": 0.25, "set": 0.25, "insert": 0.1}
+MODELS = ["clip", "vlm", "blip2 opt", "blip2 t5", "openflamingo", "open_clip"]
+KINDS = {"config": 0.4, "picture": 0.25, "set": 0.2, "model": 0.1, "insert": 0.05}
+
+
+def release(folder: pathlib.Path) -> None:
+    """Ends the wait of whoever reads a FIFO of a folder, so that the test can say so."""
+    for path in folder.rglob("*"):
+        if path.is_fifo():
+            os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
 
 
 def one(number: int, good: dict, tmp: pathlib.Path) -> str | None:
@@ -238,12 +263,14 @@ def one(number: int, good: dict, tmp: pathlib.Path) -> str | None:
     rng = np.random.default_rng([SEED, number])
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     folder, said, begin = tmp / str(number), [kind], time.monotonic()
+    timer = threading.Timer(LIMIT, release, [folder])
+    timer.start()
     try:
         if kind in ("config", "picture"):
             folder.mkdir()
             {"config": random_config, "picture": random_picture}[kind](rng, folder, said.append)
         else:
-            names = {"set": list(SETS), "model": ["clip", "vlm", "blip2 opt", "blip2 t5"], "insert": ["insert"]}[kind]
+            names = {"set": list(SETS), "model": MODELS, "insert": ["insert"]}[kind]
             name = names[int(rng.integers(len(names)))]
             source, use = good[name]
             fuzz.linked(source, folder)
@@ -257,6 +284,7 @@ def one(number: int, good: dict, tmp: pathlib.Path) -> str | None:
         last = traceback.format_exc().strip().splitlines()
         return f"{number} ({' '.join(said)}): {last[-1][:200]} at {' '.join(last[-3].split())[:120]}"
     finally:
+        timer.cancel()
         shutil.rmtree(folder, ignore_errors=True)
     seconds = time.monotonic() - begin
     return f"{number} ({' '.join(said)}): took {seconds:.0f} s" if seconds > LIMIT else None

@@ -45,11 +45,19 @@ def resolve(source: str | pathlib.Path, patterns: Sequence[str] = PATTERNS) -> p
     """
     folder = of_project(source)
     if folder.is_dir():
+        _refuse_pipes(folder)
         return folder
     match = _HUB_ID.fullmatch(str(source))
     if not match:
         raise UserError(f"model {short(source)}: no such folder, and not a hub id; give a folder or owner/name")
     return _fetch(match[1], list(patterns))
+
+
+def _refuse_pipes(folder: pathlib.Path) -> None:
+    """Refuses a folder that holds what blocks its reader for ever, whoever that is: a tokenizer reads its own files."""
+    for path in folder.iterdir():
+        if path.is_fifo() or path.is_socket():
+            raise UserError(f"model {folder}: {path.name} is a FIFO or a socket, not a file; give an intact folder")
 
 
 def _fetch(repo: str, patterns: list[str]) -> pathlib.Path:
@@ -117,7 +125,9 @@ def read_json(path: pathlib.Path) -> Any:
       UserError: it is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is no file; give the folder as it was published")
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; the folder must hold {path.name}") from error
     except RecursionError as error:
