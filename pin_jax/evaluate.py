@@ -37,7 +37,7 @@ SHOWN = 12  # pictures that every process gets, to be drawn
 def ask(
     vlm: VLM,
     vision: np.ndarray,
-    asked: list[tuple[int, str]],
+    questions: list[tuple[int, str]],
     inserts: Inserts,
     options: ConfigDict,
     title: str = "asking",
@@ -48,7 +48,7 @@ def ask(
 
     Args:
       vision: float[images, N, D].
-      asked: index of the image, and the text that the model goes on from (the VLM's frame is put around it).
+      questions: index of the image, and the text that the model goes on from (the VLM's frame is put around it).
       options: config.eval: decoder (one of `TEXT_DECODERS`), beams, length_penalty, new_tokens, batch_size (a device).
       title: of the progress bar; none if empty.
       context: worked examples in front of each question. first: the number of this process's first question in it.
@@ -67,13 +67,13 @@ def ask(
             decode.beam, steps=options.new_tokens, suppress=vlm.suppressed,
             beams=options.beams, length_penalty=options.length_penalty,
         )  # fmt: skip
-    return vlm.detokenize(_batched(vlm, vision, asked, inserts, options.batch_size, title, search, context, first))
+    return vlm.detokenize(_batched(vlm, vision, questions, inserts, options.batch_size, title, search, context, first))
 
 
 def _batched(
     vlm: VLM,
     vision: np.ndarray,
-    asked: list[tuple[int, str]],
+    questions: list[tuple[int, str]],
     inserts: Inserts,
     size: int,
     title: str,
@@ -86,9 +86,9 @@ def _batched(
     Args:
       size: questions of a batch on each device that has rows of its own.
     """
-    mesh, count, most = vlm.mesh, len(asked), sharding.largest(len(asked))
+    mesh, count, most = vlm.mesh, len(questions), sharding.largest(len(questions))
     before = context.text if context else lambda question: ""
-    texts = [before(first + i) + vlm.frame.prompt(prompt) for i, (_, prompt) in enumerate(asked)]
+    texts = [before(first + i) + vlm.frame.prompt(prompt) for i, (_, prompt) in enumerate(questions)]
     pad = vlm.tokenizer.pad_token_id
     ids, mask = vlm.tokenize(texts) if texts else (np.full((1, 1), pad, np.int32), np.ones((1, 1), bool))
     ids, mask = _bucket(ids, mask, pad, sharding.largest(ids.shape[1]))
@@ -100,8 +100,8 @@ def _batched(
     with reporting.progress(title, count, "question") as advance:
         for start in range(0, most, size):
             rows = np.arange(start, start + size).clip(max=max(count - 1, 0))  # one batch shape, one compilation
-            images = [asked[r][0] for r in rows] if asked else []
-            own = vision[np.array(images)] if asked else np.zeros((size, *vision.shape[1:]), vision.dtype)
+            images = [questions[r][0] for r in rows] if questions else []
+            own = vision[np.array(images)] if questions else np.zeros((size, *vision.shape[1:]), vision.dtype)
             inputs = context.media(first + rows, own) if context else own[:, None], ids[rows], mask[rows]
             with sharding.on(mesh):
                 found = search(vlm.model, vlm.params, *sharding.from_local_rows(inputs, mesh), inserts)
@@ -133,7 +133,7 @@ def _bucket(
 def locate(
     vlm: VLM,
     vision: np.ndarray,
-    asked: list[tuple[int, str]],
+    questions: list[tuple[int, str]],
     inserts: Inserts,
     options: ConfigDict,
     title: str,
@@ -141,7 +141,7 @@ def locate(
     first: int = 0,
 ) -> list[Answer]:
     """Asks where each (image, name) is; arguments as in `ask`."""
-    where = [(i, prompts.question(name)) for i, name in asked]
+    where = [(i, prompts.question(name)) for i, name in questions]
     if options.decoder not in grid.DECODERS:
         texts = ask(vlm, vision, where, inserts, options, title, context, first)
         return [Answer(text, *vlm.codec.decode(text)) for text in texts]

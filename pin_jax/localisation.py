@@ -76,8 +76,8 @@ def locate(
     size = vlm.codec.image_size
     square = np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC))  # squashed, as in training and evaluation
     vision = evaluate.encode(vlm, [square], 1, inserts)
-    asked = [(0, name) for name in names]
-    answers = evaluate.locate(vlm, vision, asked, inserts, ConfigDict(chosen | dict(options or {})), "asking")
+    questions = [(0, name) for name in names]
+    answers = evaluate.locate(vlm, vision, questions, inserts, ConfigDict(chosen | dict(options or {})), "asking")
     scale = np.array([photo.width, photo.height] * 2) / size
     out = []
     for name, answer in zip(names, answers, strict=True):

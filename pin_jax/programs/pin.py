@@ -179,17 +179,21 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Pat
         return
     records, real = test.records, test.photographs
     if real is not None:
-        photographs.table(f"{real.name}: {len(records)} images, {config.eval.decoder} decoding", rows)
+        what = f"{real.name}: {len(records)} images"
+        shown, columns = photographs.with_counts(rows), photographs.COLUMNS
     else:
-        title = f"{len(records)} scenes of {config.eval.split} names and backgrounds, {config.eval.decoder} decoding"
-        reporting.results_table(title, rows, evaluate.COLUMNS)
+        what = f"{len(records)} scenes of {config.eval.split} names and backgrounds"
+        shown, columns = rows, evaluate.COLUMNS
+    title = f"{what}, {config.eval.decoder} decoding"
+    reporting.results_table(title, shown, columns)
+    files.write_bytes(workdir / "results.md", reporting.markdown_table(title, shown, columns).encode())
     coco_files.write(workdir, records, answers, vlm.codec.image_size)
-    shown = range(min(evaluate.SHOWN, len(records)))
-    of = [[k for k, query in enumerate(test.queries) if query.image == i] for i in shown]
+    drawn = range(min(evaluate.SHOWN, len(records)))
+    of = [[k for k, query in enumerate(test.queries) if query.image == i] for i in drawn]
     figures.predictions(
         workdir / "predictions.png",
-        [records[i]["image"] for i in shown],
-        [", ".join(records[i]["query_text"]) for i in shown],
+        [records[i]["image"] for i in drawn],
+        [", ".join(records[i]["query_text"]) for i in drawn],
         [[test.queries[k].name for k in ks] for ks in of],
         [[answers[k].box for k in ks] for ks in of],
         [[test.queries[k].box for k in ks] for ks in of],

@@ -58,6 +58,13 @@ def results_table(title: str, rows: Mapping[str, Mapping[str, Any]], columns: tu
         console.print(table)
 
 
+def markdown_table(title: str, rows: Mapping[str, Mapping[str, Any]], columns: tuple[str, ...]) -> str:
+    """The same table as Markdown."""
+    lines = [f"{title}.", "", f"| | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
+    lines += [f"| {name} | {' | '.join(_cell(scores.get(c)) for c in columns)} |" for name, scores in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"

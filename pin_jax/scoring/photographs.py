@@ -18,18 +18,17 @@ from pin_jax.runtime import reporting, sharding
 COLUMNS = ("mIoU", "mIoU_M", "mIoU_L", "P@0.3", "P@0.5", "P@0.7", "queries (M, L)", "unparsed (M, L)")
 
 
-def table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints scores of `metrics.summary`, a row a method, with the counts that each mean is over."""
+def with_counts(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Scores of `metrics.summary`, a row a method, with the counts that each mean is over: the columns `COLUMNS`."""
 
     def shown(row: Mapping[str, Any], key: str, form: str) -> str:
         own, *sizes = ("-" if row[k] is None else f"{row[k]:{form}}" for k in (key, f"{key}_M", f"{key}_L"))
         return f"{own} ({', '.join(sizes)})"
 
-    full = {
+    return {
         name: {**row, "queries (M, L)": shown(row, "queries", ","), "unparsed (M, L)": shown(row, "unparsed", ".3f")}
         for name, row in rows.items()
     }
-    reporting.results_table(title, full, COLUMNS)
 
 
 class Photographs(list):

@@ -49,6 +49,10 @@ def test_a_run_leaves_everything(trained):
         assert wanted <= results[row].keys()
     assert {"config", "versions", "seconds"} <= results.keys()
     assert 0 < results["random"]["mIoU"] < results["constant"]["mIoU"] < 1
+    table = (trained / "results.md").read_text().splitlines()
+    assert table[2].startswith("| | mIoU |") and f"| {results['pin']['mIoU']:.3f} |" in next(
+        line for line in table if line.startswith("| pin |")
+    )
     for name in ("predictions.png", "loss.png"):
         assert Image.open(trained / name).width > 100
     assert list((trained / "tensorboard").iterdir()) and list((trained / "checkpoints").iterdir())
