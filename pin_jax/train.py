@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 from typing import Any
@@ -24,17 +23,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from input_pipeline.loader import batches
-from input_pipeline.pasted import sizes
-from input_pipeline.pasted.scenes import Scenes, scene_config
-from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_lengths
 from pin_jax import adapters, methods
-from pin_jax.runtime import feature_cache, files, launch, preemption, reporting, sharding
+from pin_jax.runtime import files, launch, preemption, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
 from pin_jax.runtime.meter import Meter, Profile, device_memory
 from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser
 from pin_jax.runtime.prefetch import prefetched
-from pin_jax.scoring import first_batch as first_batches
+from pin_jax.training_data import draw_first_batch, training_batches, training_source
 from pin_jax.validation import Validation
 from pin_jax.vlm import VLM
 from pin_jax.weights.parameters import count_parameters
@@ -66,108 +61,6 @@ class State:
     step: jax.Array
     trainable: Any
     opt: Any
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_vision: bool = False) -> Curriculum:
-    """Training samples in order; with config.cache_images > 0 from that many scenes, which are cached.
-
-    Args:
-      in_vision: the method acts inside the vision encoder: pictures are cached instead of features.
-    """
-    total = config.steps * config.batch_size
-    options = dict(config.scenes) | dict(config.train_scenes)
-    most = options["objects"][1]
-    folder = epath.Path(config.cache_folder) if config.cache_folder else workdir / "cache"
-    encode, what = functools.partial(vlm.encode, dtype=None), "vision features"
-    if in_vision:
-        encode, what = None, "pictures"
-    # Features in another dtype are other features; those of float32 have the name that they always had.
-    computed = vlm.identity if vlm.encoder_dtype == np.float32 else f"{vlm.identity} {vlm.encoder_dtype}"
-    cached = min(config.cache_images, total) if config.cache_images else 0
-    parts = []
-    for phase, share in enumerate((config.curriculum, 1 - config.curriculum)):
-        objects = (most, most) if phase == 0 else tuple(options["objects"])
-        length = max(1, round((cached or total) * share))
-        scenes = Scenes(
-            scene_config(options, vlm.codec, split="train", objects=objects, vary=config.vary_backgrounds),
-            2 * config.seed + phase,  # another seed, other scenes
-            length,
-            config.on_bad_record,
-        )
-        if cached and share > 0:
-            bar = reporting.progress(f"{what} of {length:,} scenes", length, "image")
-            with sizes.kept(scenes.cutouts, folder), bar as advance:
-                scenes = feature_cache.build(scenes, encode, folder, computed, progress=advance)
-        parts.append(scenes)
-    return Curriculum(*parts, total, config.curriculum, config.seed)
-
-
-def text_lengths(config: ConfigDict, vlm: VLM, source: Curriculum) -> tuple[int, int]:
-    """Tokens of a training text and of its target: as many as the longest name of the source needs.
-
-    A text may be longer (config.text_length).
-
-    Raises:
-      UserError: config.text_length is too small for it, which else would be found out in mid-run.
-    """
-    given, phrases = config.text_length, source.phrases()
-    needed, targets = needed_lengths(vlm.tokenizer, vlm.codec, vlm.frame, phrases, config.curriculum > 0)
-    if given and given < needed:
-        raise UserError(
-            f"config.text_length {given}: the longest text needs {needed} tokens; give as many, or 0 for what is needed"
-        )
-    return given or needed, targets
-
-
-def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: int = 0):
-    """Batches of this process, in the order of the source.
-
-    Sample i is a function of i alone: whatever the number of workers and of processes, step s has the same samples.
-
-    Args:
-      start: the step after which to go on.
-    """
-    length, targets = text_lengths(config, vlm, source)
-    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, length, vlm.frame, targets)
-    index, count = sharding.process_part(vlm.mesh)
-    return batches(
-        source,
-        [texts],
-        config.batch_size // count,
-        seed=config.seed,
-        shuffle=False,
-        workers=config.workers,
-        threads=config.threads,
-        process=(index, count),
-        start=start,
-    )
-
-
-def planned_length(config: ConfigDict) -> int:
-    """Tokens of a text where no names are read, for a plan: config.text_length, or what LVIS's longest names need."""
-    return config.text_length or (48 if config.language_model else 40)
-
-
-def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch with pictures, as `training_batches` makes it.
-
-    Args:
-      front: tokens that the VLM's frame puts before a prompt.
-    """
-    size, rows = vlm.codec.image_size, (config.batch_size, config.questions_per_image)
-    length = planned_length(config)
-    texts = {"ids": length + max(0, front - 1), "target": length + max(0, front - 1)}
-    if vlm.frame.encoder_decoder:
-        texts |= {"target": length, "labels": length}
-    texts["places"] = length - 5 if config.curriculum else 16  # without `In the image is a`; a box and the end
-    shapes = {
-        key: jax.ShapeDtypeStruct((*rows, length), jnp.float32 if key == "target" else jnp.int32)
-        for key, length in texts.items()
-    }
-    return shapes | {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8)}
 
 
 # --- loss and step ----------------------------------------------------------------------------------------------------
@@ -285,7 +178,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
         if not drawn:
             drawn.append(True)
             if first == 0 and jax.process_index() == 0:
-                log.picture(first_batch(workdir, vlm, source, batch))
+                log.picture(draw_first_batch(workdir, vlm, source, batch))
         return sharding.from_local_rows(batch, mesh)
 
     def trained() -> Any:
@@ -350,20 +243,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
 def wandb_config(config: ConfigDict) -> dict[str, Any] | None:
     """What Weights & Biases is told of a run; None without config.wandb."""
     return json.loads(config.to_json_best_effort()) if config.get("wandb", False) else None
-
-
-def first_batch(workdir: epath.Path, vlm: VLM, source: Curriculum, batch: dict[str, np.ndarray]) -> epath.Path:
-    """Draws the pictures, texts and boxes of the first batch; returns where."""
-    images = batch.get("image")
-    if images is None:  # features are cached: the same scenes, with their pictures
-        _, count = sharding.process_part(vlm.mesh)
-        scenes = Curriculum(*(getattr(part, "scenes", part) for part in (source.early, source.late)),
-                            source.total, source.share, source.seed)  # fmt: skip
-        images = [scenes[i * count]["image"] for i in range(min(first_batches.SHOWN, len(batch["ids"])))]
-    path = epath.Path(workdir) / "first_batch.png"
-    hidden = (vlm.model.config.pad_token, vlm.model.config.image_token)
-    first_batches.draw(path, images, batch, vlm.tokenizer, vlm.codec, hidden)
-    return path
 
 
 def export_insert(config: ConfigDict, workdir: epath.Path, vlm: VLM, step: int, params: Any) -> None:

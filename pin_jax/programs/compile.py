@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.text.box_codec import BoxCodec
-from pin_jax import methods, train
+from pin_jax import methods, train, training_data
 from pin_jax.decoding import search as decode
 from pin_jax.runtime import files, flops, reporting, sharding, topology
 from pin_jax.vlm import VLM, skeleton
@@ -134,7 +134,7 @@ def train_step(config: ConfigDict, mesh: Mesh, chip: topology.Chip) -> dict[str,
         method = methods.build(config.method, vlm.model.config, config.method_options)
         tx = train.optimiser(config)
         state = jax.eval_shape(lambda: train.initial(method, tx, config.seed, shapes))
-        batch = train.batch_shapes(config, vlm, front)
+        batch = training_data.batch_shapes(config, vlm, front)
         return vlm, shapes, train.make_step(vlm, method, tx), state, batch
 
     vlm, shapes, step, state, batch = build(mesh, config.remat)
@@ -160,7 +160,7 @@ def decode_step(config: ConfigDict, mesh: Mesh, chip: topology.Chip) -> dict[str
     method = methods.build(config.method, options, config.method_options)
     inserts = jax.eval_shape(method.inserts, methods.shapes(method, shapes))
     more = 0 if inserts.vision_input is None else inserts.vision_input.shape[-2]  # they stay among the visual tokens
-    length = front + train.planned_length(config) - config.eval.new_tokens
+    length = front + training_data.planned_length(config) - config.eval.new_tokens
     vision = _rows(mesh, (rows, 1, options.media_tokens + more, options.vision.width), jnp.float32)
     ids, mask = _rows(mesh, (rows, length), jnp.int32), _rows(mesh, (rows, length), jnp.bool_)
     frozen = _placed(shapes, sharding.shardings(shapes, mesh, sharding.rules(config.rules)))

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from input_pipeline.errors import UserError
-from pin_jax import methods, train, vlm
+from pin_jax import methods, train, training_data, vlm
 from pin_jax.programs import pin
 from pin_jax.runtime.optimiser import OFF
 from tests.fixtures import buckets
@@ -121,7 +121,9 @@ def test_another_seed_draws_other_scenes(folder, tmp_path):
     frozen = vlm.load(folder)
 
     def pictures(seed):
-        source = train.training_source(config_for(folder, seed=seed, cache_images=0, curriculum=0.25), frozen, tmp_path)
+        source = training_data.training_source(
+            config_for(folder, seed=seed, cache_images=0, curriculum=0.25), frozen, tmp_path
+        )
         # The scenes themselves: their order depends on the seed too, and would hide that they are the same ones.
         return [scenes[i]["image"].tobytes() for scenes in (source.early, source.late) for i in range(2)]
 

@@ -13,7 +13,7 @@ from input_pipeline.text.box_codec import BoxCodec
 from input_pipeline.text.prompts import Frame
 from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_lengths
 from input_pipeline.text.referrals import every_phrase, referrals
-from pin_jax import train
+from pin_jax import training_data
 
 CODEC = BoxCodec(64, 4)
 NAMES = ("cat", "water bottle", "aerosol can (red)")
@@ -76,7 +76,7 @@ def test_the_length_of_a_run(given, found):
     source = Curriculum(scenes, types.SimpleNamespace(scenes=scenes), 1, 0.0, 0)
     config = ConfigDict({"text_length": given, "curriculum": 0.0})
     if isinstance(found, int):
-        assert train.text_lengths(config, vlm, source)[0] == found
+        assert training_data.text_lengths(config, vlm, source)[0] == found
     else:
         with pytest.raises(UserError, match=found):
-            train.text_lengths(config, vlm, source)
+            training_data.text_lengths(config, vlm, source)

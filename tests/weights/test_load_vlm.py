@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 import pin_jax
 from input_pipeline.errors import UserError
 from input_pipeline.text.questions import BoxQuestions
-from pin_jax import train
+from pin_jax import training_data
 from pin_jax.models.blip2 import BLIP2_FLAN_T5_XL, BLIP2_OPT_2_7B, BLIP2_OPT_6_7B
 from pin_jax.programs import pin
 from pin_jax.runtime import sharding
@@ -79,7 +79,7 @@ def test_training_texts(folder):
     assert parsed and box.tolist() == [2, 4, 8, 10]
     with pytest.raises(UserError, match="'cat' has over 8 tokens; raise config.text_length"):
         BoxQuestions(vlm.tokenizer, vlm.codec, 2, 8, vlm.frame).random_map(record, np.random.default_rng(0))
-    shapes = train.batch_shapes(tiny_blip2.config_for(folder), vlm, len(questions._encode(vlm.frame.prefix)))
+    shapes = training_data.batch_shapes(tiny_blip2.config_for(folder), vlm, len(questions._encode(vlm.frame.prefix)))
     for key, value in out.items():
         if key != "image":
             assert shapes[key].shape[2] == value.shape[1], key
