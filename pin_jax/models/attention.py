@@ -146,6 +146,22 @@ def over_segments(
     return out
 
 
+def grouped(
+    q: Float[Array, "R T H d"], segments: list[tuple[Array, Array, Array]], scale: float | None = None
+) -> Float[Array, "R T H d"]:
+    """`over_segments` where keys and values have K heads, each read by H / K heads of queries (Ainslie et al. 2023).
+
+    The queries of a group stand one behind the other as if they were more tokens, so no key is copied.
+    """
+    heads = segments[0][0].shape[2]
+    group = q.shape[2] // heads
+    if group == 1:
+        return over_segments(q, segments, scale)
+    longer = [(k, v, bias if bias.shape[2] == 1 else jnp.tile(bias, (1, 1, group, 1))) for k, v, bias in segments]
+    out = over_segments(rearrange(q, "r t (k g) d -> r (g t) k d", k=heads), longer, scale)
+    return rearrange(out, "r (g t) k d -> r t (k g) d", g=group)
+
+
 def visible(mask: Bool[Array, " ..."]) -> Float[Array, " ..."]:
     """Mask -> logit bias float32: 0 where seen, `NEGATIVE` elsewhere."""
     return jnp.where(mask, 0.0, NEGATIVE)

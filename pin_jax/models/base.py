@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -122,3 +123,23 @@ class FusedModel(nn.Module):
         if media is not None:  # what stands in front of the text sees no image
             media = media.replace(index=jnp.pad(media.index, [(0, 0), (prefix, 0)]))
         return x, mask, prefix, media
+
+
+class ImagesInText(FusedModel):
+    """A VLM whose media stand among the text's embeddings, `config.image_places` of them an image."""
+
+    def never_predicted(self, images: int) -> int:
+        """The images' own places."""
+        return self.config.image_places * images
+
+    def read(self, media: Float[Array, "B I Q D"], ids: Int[Array, "R T"]) -> tuple[Float[Array, "R T D"], None]:
+        """Embeddings of texts, with the media tokens of their images at the image tokens, in order."""
+        media = rearrange(media, "b i q d -> b (i q) d")
+        here = ids == self.config.image_token
+        place = jnp.where(here, jnp.cumsum(here, 1) - 1, -1)
+        # A product with one-hot rows instead of a gather: exact, and its gradient is a product too.
+        pick = rearrange(
+            jax.nn.one_hot(place, media.shape[1], dtype=media.dtype), "(b r) t q -> b (r t) q", b=len(media)
+        )
+        images = jnp.einsum("bnq,bqd->bnd", pick, media, precision="highest").reshape(*ids.shape, -1)
+        return jnp.where(here[..., None], images, self.lm.embed(ids).astype(images.dtype)), None

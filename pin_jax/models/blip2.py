@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pin_jax.models import layers
-from pin_jax.models.base import FusedModel
+from pin_jax.models.base import ImagesInText
 from pin_jax.models.opt import OPT, OPT_2_7B, OPT_6_7B, OPTConfig
 from pin_jax.models.qformer import QFormer, QFormerConfig
 from pin_jax.models.t5 import FLAN_T5_XL, T5, T5Config
@@ -39,6 +36,11 @@ class Blip2Config:
         """Vision tokens per image that an insert is added to (class token kept)."""
         return self.vision.tokens
 
+    @property
+    def image_places(self) -> int:
+        """Tokens of an image in a text."""
+        return self.qformer.queries
+
 
 _OPT_IDS = {"image_token": 50265, "end_token": 2, "pad_token": 1}
 BLIP2_OPT_2_7B = Blip2Config(EVA_G14, QFormerConfig(), OPT_2_7B, **_OPT_IDS)
@@ -46,7 +48,7 @@ BLIP2_OPT_6_7B = Blip2Config(EVA_G14, QFormerConfig(), OPT_6_7B, **_OPT_IDS)
 BLIP2_FLAN_T5_XL = Blip2Config(EVA_G14, QFormerConfig(), FLAN_T5_XL, image_token=32100, end_token=1, pad_token=0)
 
 
-class Blip2(FusedModel):
+class Blip2(ImagesInText):
     """The whole VLM. Its media are the projected queries, which stand among the text's embeddings."""
 
     config: Blip2Config
@@ -60,19 +62,3 @@ class Blip2(FusedModel):
     def fusion(self, vision: Float[Array, "B N D"]) -> Float[Array, "B Q D_lm"]:
         """Vision tokens of images -> projected queries."""
         return self.projection(self.qformer(vision))
-
-    def never_predicted(self, images: int) -> int:
-        """The images' own places."""
-        return self.config.qformer.queries * images
-
-    def read(self, media: Float[Array, "B I Q D_lm"], ids: Int[Array, "R T"]) -> tuple[Float[Array, "R T D_lm"], None]:
-        """Embeddings of texts, with the queries of their images at the image tokens, in order."""
-        media = rearrange(media, "b i q d -> b (i q) d")
-        here = ids == self.config.image_token
-        place = jnp.where(here, jnp.cumsum(here, 1) - 1, -1)
-        # A product with one-hot rows instead of a gather: exact, and its gradient is a product too.
-        pick = rearrange(
-            jax.nn.one_hot(place, media.shape[1], dtype=media.dtype), "(b r) t q -> b (r t) q", b=len(media)
-        )
-        images = jnp.einsum("bnq,bqd->bnd", pick, media, precision="highest").reshape(*ids.shape, -1)
-        return jnp.where(here[..., None], images, self.lm.embed(ids).astype(images.dtype)), None

@@ -35,6 +35,11 @@ class Decoder(nn.Module):
         del places
         return x
 
+    def told(self, columns: Int[Array, "#R T"], places: Int[Array, "R T"]) -> Int[Array, "#R T"]:
+        """Which of the two the layers are told: columns, pads counted, or places."""
+        del places
+        return columns
+
     def bias(self, queries: Int[Array, "#R T"], keys: Int[Array, " S"], mask: Bool[Array, "#R S"]) -> attention.Bias:
         """Logit bias of keys at their columns, for queries at theirs; pads count as columns."""
         return attention.visible(attention.causal(queries, keys, mask))
@@ -52,7 +57,7 @@ class Decoder(nn.Module):
         """All layers.
 
         Args:
-          columns: the places of x, for models that tell them inside the layers. bias: over the text's own keys.
+          columns: from `told`, for models that tell places inside the layers. bias: over the text's own keys.
           media: from `media_keys`.
           prompt: earlier keys and values, shared by rows, and their bias; see `attention.over_segments`.
           text: own keys and values, into which those of x are written from `index` on; without, they are those of x.
@@ -77,7 +82,8 @@ class Decoder(nn.Module):
         """Whole texts -> hidden states float[R, T, D], and keys and values; media: from `media_keys`."""
         columns = jnp.arange(x.shape[1])[None]
         places = jnp.cumsum(mask, 1) * mask - 1
-        return self.run(self.place(x, places), columns, self.bias(columns, columns[0], mask), media)
+        bias = self.bias(columns, columns[0], mask)
+        return self.run(self.place(x, places), self.told(columns, places), bias, media)
 
     def __call__(
         self,
@@ -144,7 +150,8 @@ class Decoder(nn.Module):
         tokens = tokens[:, None] if tokens.ndim == 1 else tokens
         index, mask, count, (read, room) = cache.index, cache.prompt_mask, tokens.shape[1], cache.lengths
         own = index.reshape(-1, 1) + jnp.arange(count)
-        x = self.place(self.embed(tokens), cache.per_row(mask.sum(1))[:, None] + own)
+        places = cache.per_row(mask.sum(1))[:, None] + own
+        x = self.place(self.embed(tokens), places)
         columns, written = read + own, jnp.ones((1, room), bool)
         bias = self.bias(columns, read + jnp.arange(room), written)
         before = self.bias(columns, jnp.arange(read), cache.per_row(mask) if index.ndim else mask)
@@ -152,7 +159,7 @@ class Decoder(nn.Module):
         if cache.media is not None:
             seen = cache.per_row(cache.media_mask)[:, None]
             media = cache.media, jnp.broadcast_to(seen, (seen.shape[0], count, seen.shape[2]))
-        x, text = self.run(x, columns, bias, media, (cache.prompt, before), cache.text, index)
+        x, text = self.run(x, self.told(columns, places), bias, media, (cache.prompt, before), cache.text, index)
         index = index + (count if lengths is None else lengths)
         return self.logits(after(x, lengths)), cache.replace(text=text, index=index)
 

@@ -20,7 +20,7 @@ from input_pipeline.text.prompts import Frame
 from pin_jax.weights import files
 from pin_jax.weights.convert import Rule
 
-READERS = ("pin_jax.weights.blip2", "pin_jax.weights.openflamingo.load")
+READERS = ("pin_jax.weights.blip2", "pin_jax.weights.smolvlm", "pin_jax.weights.openflamingo.load")
 
 
 @dataclasses.dataclass
@@ -66,7 +66,9 @@ def reader(folder: pathlib.Path) -> Any | None:
         if module.recognises(folder):
             return module
     kind = meta.get("model_type")
-    raise UserError(f"VLM {folder}: no reader for model_type {kind!r}; give a BLIP-2 or a small VLM of this project")
+    raise UserError(f"VLM {folder}: no reader for model_type {kind!r}; give a BLIP-2, a SmolVLM or one of this project")
+        f"VLM {folder}: no reader for model_type {kind!r}; give a BLIP-2, a SmolVLM or a small VLM of this project"
+    )
 
 
 def architecture(source: str, dtype: Any, remat: str) -> tuple[nn.Module, Mapping[str, Any], Frame]:

@@ -1,0 +1,90 @@
+"""SmolVLM against transformers: vision, connector, logits, greedy text; its published sizes; every method on it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pin_jax import methods
+from pin_jax.decoding.search import beam, greedy
+from pin_jax.models.interface import Inserts
+from pin_jax.models.smolvlm import SMOLVLM_2_2B, SMOLVLM_256M, SMOLVLM_500M, SmolVLM
+from pin_jax.vlm import skeleton
+from pin_jax.weights.convert import convert
+from pin_jax.weights.parameters import count_parameters
+from pin_jax.weights.smolvlm import config_of, table
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def reference(golden):
+    """(model, parameters, arrays) of the golden file."""
+    weights, arrays = golden("smolvlm_tiny")
+    model = SmolVLM(config_of(json.loads(str(arrays["meta"]))["config"]))
+    return model, jax.device_put(convert(weights, table(model.config), skeleton(model))), arrays
+
+
+def test_golden(reference):
+    model, params, arrays = reference
+    ids, mask = (jnp.asarray(arrays[f"in/{name}"]) for name in ("input_ids", "attention_mask"))
+
+    @jax.jit
+    def everything(params, pixels):
+        apply = lambda *inputs, method: model.apply({"params": params}, *inputs, method=method)  # noqa: E731
+        vision = apply(pixels[:, None], method="encode")
+        logits = model.apply({"params": params}, None, ids, mask, vision=vision)
+        return vision[:, 0], apply(vision, method="fuse")[:, 0], logits
+
+    vision, media, logits = everything(params, jnp.asarray(arrays["in/pixels"]))
+    np.testing.assert_allclose(vision, arrays["out/vision"], **TOLERANCE)
+    np.testing.assert_allclose(media, arrays["out/connector"], **TOLERANCE)
+    seen = np.asarray(mask, bool)
+    np.testing.assert_allclose(np.asarray(logits)[seen], arrays["out/logits"][seen], **TOLERANCE)
+    vision = jnp.asarray(arrays["out/vision"])[:, None]
+    steps = arrays["out/greedy"].shape[1]
+    written = greedy(model, params, vision, ids, mask, Inserts(), steps)
+    np.testing.assert_array_equal(written, arrays["out/greedy"])
+    beams = beam(model, params, vision, ids, mask, Inserts(), steps, beams=1)
+    np.testing.assert_array_equal(beams, written)
+
+
+@pytest.mark.parametrize("name", ["pin", "vpt_f", "vpt_v", "coop", "lora_v"])
+def test_methods_change_what_is_written_alike_with_and_without_a_cache(reference, name):
+    model, params, arrays = reference
+    method = methods.build(name, model.config)
+    trainable = method.init(jax.random.key(0), params)
+    leaves, tree = jax.tree.flatten(trainable)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    inserts = method.inserts(jax.tree.unflatten(tree, moved))
+    ids, mask = (jnp.asarray(arrays[f"in/{key}"]) for key in ("input_ids", "attention_mask"))
+    pixels = jnp.asarray(arrays["in/pixels"])[:, None]
+
+    @jax.jit
+    def both(inserts, params):
+        variables = inserts.variables(params)
+        vision = model.apply(variables, pixels, inserts, method="encode")
+        whole = model.apply(variables, None, ids, mask, inserts, vision)
+        last, cache = model.apply(variables, vision, ids[:, :-1], mask[:, :-1], 1, inserts, method="prefill")
+        return whole[:, -2:], last, model.apply(variables, cache, ids[:, -1], method="step")[0]
+
+    whole, last, after = both(inserts, params)
+    np.testing.assert_allclose(whole, jnp.stack([last, after], 1), rtol=1e-4, atol=1e-4)
+    assert np.abs(whole - arrays["out/logits"][:, -2:]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "config, count, insert",
+    [
+        (SMOLVLM_256M, 256_484_928, 1_020_416),
+        (SMOLVLM_500M, 507_482_304, 1_020_416),
+        (SMOLVLM_2_2B, 2_246_272_880, 1_315_712),
+    ],
+    ids=["256m", "500m", "2.2b"],
+)
+def test_published_sizes(config, count, insert):
+    assert count_parameters(skeleton(SmolVLM(config))) == count
+    assert count_parameters(methods.shapes(methods.build("pin", config))) == insert
