@@ -66,7 +66,7 @@ def reader(folder: pathlib.Path) -> Any | None:
         if module.recognises(folder):
             return module
     kind = meta.get("model_type")
-    raise UserError(f"VLM {folder}: no reader for model_type {kind!r}; give a BLIP-2, a SmolVLM or one of this project")
+    raise UserError(
         f"VLM {folder}: no reader for model_type {kind!r}; give a BLIP-2, a SmolVLM or a small VLM of this project"
     )
 

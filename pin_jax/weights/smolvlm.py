@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -229,13 +228,17 @@ def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
     Raises:
       UserError: files are missing, broken, or of another model.
     """
+    from transformers import PreTrainedTokenizerFast
+
     model, dtypes, around = architecture(str(folder), dtype, **fields)
     config = model.config
     where, found = preprocessor(folder)
     mean, std = pixel_statistics(found["image_mean"], found["image_std"], (MEAN, STD), str(where))
     special = (IMAGE, AROUND, WHOLE, END)
-    options = {"padding_side": "left", "clean_up_tokenization_spaces": False}
-    tokenizer = tokenizers.read(folder, config.lm.vocab, tokenizers.BYTE_LEVEL, special=special, **options)
+    options: dict[str, Any] = {"padding_side": "left", "clean_up_tokenization_spaces": False}
+    # tokenizer.json as it is: the class that tokenizer_config.json names (GPT2's) would keep several digits in a token.
+    options |= {"loader": PreTrainedTokenizerFast, "special": special}
+    tokenizer = tokenizers.read(folder, config.lm.vocab, tokenizers.FAST, **options)
     if tokenizer.pad_token_id is None:
         raise UserError(f"tokenizer {folder}: it names no pad_token; give the tokenizer that its model came with")
     if files.read_object(folder / "config.json").get("image_token_id") is not None:

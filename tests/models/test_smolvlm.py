@@ -15,20 +15,40 @@ from pin_jax.vlm import skeleton
 from pin_jax.weights.convert import convert
 from pin_jax.weights.parameters import count_parameters
 from pin_jax.weights.smolvlm import config_of, table
+from tests.fixtures.golden_files import split_weights
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module")
-def reference(golden):
-    """(model, parameters, arrays) of the golden file."""
-    weights, arrays = golden("smolvlm_tiny")
+def build(weights, arrays):
+    """(model, parameters, arrays) of a golden file."""
     model = SmolVLM(config_of(json.loads(str(arrays["meta"]))["config"]))
     return model, jax.device_put(convert(weights, table(model.config), skeleton(model))), arrays
 
 
+@pytest.fixture(scope="module")
+def reference(golden):
+    return build(*golden("smolvlm_tiny"))
+
+
 def test_golden(reference):
-    model, params, arrays = reference
+    compare(*reference)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "options",
+    [{"seed": 1}, {"seed": 2, "tied": True, "shuffle": 2}, {"seed": 3, "num_key_value_heads": 6, "head_dim": 8}],
+    ids=["again", "tied", "one key a query"],
+)
+def test_live_torch(options):
+    from tests.fixtures.golden.make_smolvlm import reference
+
+    compare(*build(*split_weights(reference(**options))))
+
+
+def compare(model, params, arrays):
+    """Everything that a golden file has numbers for."""
     ids, mask = (jnp.asarray(arrays[f"in/{name}"]) for name in ("input_ids", "attention_mask"))
 
     @jax.jit

@@ -1,0 +1,36 @@
+"""PIN on SmolVLM, the VLM of a laptop. Variants: `256m`, `500m` and `2.2b`, the published models. Emoji on photographs
+are the data unless others are given; behind the model may stand options, as in `pin_flamingo.py`.
+
+  python main.py --config=configs/pin_smolvlm.py
+  python main.py --config=configs/pin_smolvlm.py:500m --config.run=evaluate --config.eval.source=coco:mine.json \
+      --config.data_dir=photos --config.insert=runs/pin_smolvlm-500m/insert.safetensors
+  python main.py --config=configs/pin_smolvlm.py:256m --config.run=predict --config.image=photo.jpg \
+      --config.prompts='cat,remote control'
+"""
+
+from ml_collections import ConfigDict
+
+from configs.lib import ablations, pin, variants
+
+CHOICES = ablations.CHOICES | {"eval": variants.evaluate_boxes}
+PUBLISHED = {
+    "256m": "HuggingFaceTB/SmolVLM-256M-Instruct",
+    "500m": "HuggingFaceTB/SmolVLM-500M-Instruct",
+    "2.2b": "HuggingFaceTB/SmolVLM-Instruct",
+}
+VARIANTS = {name: f"{source}, not run here yet" for name, source in PUBLISHED.items()}
+
+
+def get_config(variant: str = "256m") -> ConfigDict:
+    """The run that `variant` names; every entry can be overridden on the command line."""
+    model, chosen = variants.parse(variant, "configs/pin_smolvlm.py", VARIANTS, CHOICES)
+    config = pin.published()
+    config.vlm = PUBLISHED[model]
+    config.scenes.update({"cutouts": "twemoji", "backgrounds": "photos", "crop": 0.4, "exclude": ()})
+    config.vary_backgrounds = 0.8  # 11 photographs stand for many
+    config.remat, config.workers = "none", 0
+    config.batch_size, config.steps, config.schedule, config.warmup = 16, 3000, "cosine", 100
+    config.questions_per_image = 2
+    # Each digit is a token of its own: a box takes up to 20.
+    config.eval.update({"images": 256, "decoder": "grid_greedy", "new_tokens": 24, "batch_size": 16})
+    return variants.apply(config, chosen, CHOICES)

@@ -1,0 +1,136 @@
+"""SmolVLM folders as published: they load, answer on the grid, and what is wrong with one is a line."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+import pin_jax
+from input_pipeline.errors import UserError
+from pin_jax import evaluate
+from pin_jax.models.interface import Inserts
+from tests.fixtures import published
+
+PATCHES, SHUFFLE, WIDTH, VISION = 8, 4, 24, 32
+TEXT = {
+    "_flash_attn_2_enabled": True, "architectures": ["VLlama3ForCausalLM"], "head_dim": 4, "hidden_size": WIDTH,
+    "intermediate_size": 40, "is_llama_config": True, "max_position_embeddings": 8192, "model_type": "llama",
+    "neftune_noise_alpha": 0.0, "num_attention_heads": 6, "num_hidden_layers": 2, "num_key_value_heads": 2,
+    "pad_token_id": 2, "perceiver_config": {"model_type": "vllama3"}, "pixel_shuffle_factor": SHUFFLE,
+    "qk_layer_norms": False, "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_theta": 100000,
+    "torch_dtype": "bfloat16", "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    "use_resampler": False,
+}  # fmt: skip
+
+
+def tensors(meta: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random weights under the keys of transformers 4."""
+
+    def weight(*shape):
+        return (0.2 * rng.standard_normal(shape)).astype(np.float32)
+
+    tower, rows = "model.vision_model.", meta["text_config"]["vocab_size"]
+    out = {
+        f"{tower}embeddings.patch_embedding.weight": weight(VISION, 3, 8, 8),
+        f"{tower}embeddings.patch_embedding.bias": weight(VISION),
+        f"{tower}embeddings.position_embedding.weight": weight(PATCHES**2, VISION),
+        "model.connector.modality_projection.proj.weight": weight(WIDTH, VISION * SHUFFLE**2),
+        "model.text_model.embed_tokens.weight": weight(rows, WIDTH),
+        "model.text_model.norm.weight": 1 + weight(WIDTH),
+        "lm_head.weight": weight(rows, WIDTH),
+    }
+    for name in ("encoder.layers.0.layer_norm1", "encoder.layers.0.layer_norm2", "post_layernorm"):
+        out |= {f"{tower}{name}.weight": 1 + weight(VISION), f"{tower}{name}.bias": weight(VISION)}
+    for name, shape in (("mlp.fc1", (48, VISION)), ("mlp.fc2", (VISION, 48))):
+        out |= {
+            f"{tower}encoder.layers.0.{name}.weight": weight(*shape),
+            f"{tower}encoder.layers.0.{name}.bias": weight(shape[0]),
+        }
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        at = f"{tower}encoder.layers.0.self_attn.{name}"
+        out |= {f"{at}.weight": weight(VISION, VISION), f"{at}.bias": weight(VISION)}
+    for layer in range(2):
+        at = f"model.text_model.layers.{layer}."
+        sizes = {"self_attn.q_proj": (24, WIDTH), "self_attn.k_proj": (8, WIDTH), "self_attn.v_proj": (8, WIDTH)}
+        sizes |= {"self_attn.o_proj": (WIDTH, 24), "mlp.gate_proj": (40, WIDTH), "mlp.up_proj": (40, WIDTH)}
+        sizes |= {"mlp.down_proj": (WIDTH, 40)}
+        out |= {f"{at}{name}.weight": weight(*shape) for name, shape in sizes.items()}
+        out |= {f"{at}{name}.weight": 1 + weight(WIDTH) for name in ("input_layernorm", "post_attention_layernorm")}
+    return out
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """`HuggingFaceTB/SmolVLM-256M-Instruct`, tiny."""
+    tokens = published.smollm2(tmp_path)
+    published.image_processor(tmp_path, "siglip", 64)
+    meta = {
+        "architectures": ["Idefics3ForConditionalGeneration"], "image_token_id": tokens - 2, "model_type": "idefics3",
+        "scale_factor": SHUFFLE, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
+        "transformers_version": "4.46.0", "vocab_size": tokens, "text_config": TEXT | {"vocab_size": tokens},
+        "vision_config": {
+            "hidden_size": VISION, "image_size": 64, "intermediate_size": 48, "max_image_size": {"longest_edge": 64},
+            "model_type": "idefics3", "num_attention_heads": 4, "num_hidden_layers": 1, "patch_size": 8,
+            "size": {"longest_edge": 256}, "tie_word_embeddings": False, "use_base_siglip": False,
+        },
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(meta))
+    save_file(tensors(meta, np.random.default_rng(0)), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path
+
+
+def test_it_answers_on_the_grid_whatever_the_name_of_its_form(folder):
+    vlm, params = pin_jax.load_vlm(folder)
+    assert vlm.codec.grid == 16 and vlm.frame.prefix.count("<image>") == 4
+    images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    options = ConfigDict({"decoder": "grid_greedy", "batch_size": 4, "beams": 2, "new_tokens": 24})
+    options.length_penalty = 1.0
+    questions = [(0, "cat"), (1, "dog"), (1, "potted plant")]
+    answers = evaluate.locate(vlm, vlm.encode(images), questions, Inserts(), options, "asking")
+    assert all(answer.parsed for answer in answers)
+    digits, _ = vlm.tokenize([vlm.frame.prompt("") + " [12,345]"])
+    pieces = vlm.tokenizer.convert_ids_to_tokens(digits[0])
+    assert pieces[-6:] == ["2", ",", "3", "4", "5", "]"]  # each digit is a token
+    text = vlm.frame.prompt("In the image is a cat located at")
+    ids, mask = vlm.tokenize([text])
+    logits = vlm.apply(params, vlm.pixels(images[:1]), ids, mask)
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"idefics3"', '"smolvlm"'))
+    again, others = pin_jax.load_vlm(folder)
+    assert again.identity == vlm.identity
+    np.testing.assert_array_equal(again.apply(others, vlm.pixels(images[:1]), ids, mask), logits)
+    assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(others))
+
+
+def edited(folder, **entries):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda f: edited(f, model_type="idefics2"), "model_type 'idefics2'"),
+        (lambda f: edited(f, scale_factor=3), "scale_factor 3 does not divide the 8 x 8 patches"),
+        (lambda f: edited(f, text_config=TEXT | {"vocab_size": 400, "qk_layer_norms": True}), "qk_layer_norms is True"),
+        (lambda f: edited(f, text_config={**TEXT, "model_type": "mistral"}), "model_type is 'mistral'; expected llama"),
+        (lambda f: edited(f, image_token_id=5), "image_token_id is 5"),
+        (lambda f: published.smollm2(f, image_token=False), "does not know <image>"),
+        (
+            lambda f: [path.unlink() for path in f.glob("*token*")] + [(f / "vocab.json").unlink()],
+            "no vocabulary in it",
+        ),
+        (lambda f: edited(f, vision_config={"patch_size": 8, "image_size": 64, "num_frames": 8}), "num_frames"),
+    ],
+    ids=["idefics2", "shuffle", "norms", "decoder", "image id", "no image token", "no tokenizer", "video"],
+)
+def test_what_is_wrong_is_a_line(folder, spoil, words):
+    spoil(folder)
+    with pytest.raises(UserError) as caught:
+        pin_jax.load_vlm(folder)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
