@@ -40,14 +40,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.rates = ConfigDict()  # of single methods, before those
     config.eval_images = 256
     config.overrides = ConfigDict()  # other entries of the models' configs, by their names: {"batch_size": 16}
-    config.out = "docs/results/table_tiny"  # .json, .md and .png
+    config.out = ""  # the workdir; else where the table goes, without .json, .md and .png
     if variant == "full":
         config.configs.update({"blip2": "configs/pin_blip2.py:opt-2.7b", "flamingo": "configs/pin_flamingo.py:3b"})
         config.steps, config.cache_images, config.lr, config.eval_images = 150_000, 0, 1e-3, 1024
-        config.model_steps, config.model_rates, config.out = ConfigDict(), ConfigDict(), "docs/results/table_full"
+        config.model_steps, config.model_rates = ConfigDict(), ConfigDict()
     if variant == "smoke":
         config.steps, config.cache_images, config.eval_images = 4, 64, 4
         config.seeds, config.context, config.model_steps = (0,), (2,), ConfigDict()
-        config.out = ""  # the workdir
     config.scenes = ConfigDict({"cutouts": "", "backgrounds": ""})  # of all models, where given
     return config

@@ -23,7 +23,7 @@ from input_pipeline.text.box_codec import BoxCodec
 from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig, normalise
-from pin_jax.runtime import files, reporting
+from pin_jax.runtime import files, launch, reporting
 from pin_jax.runtime.train_stage import adamw, train_stage
 
 RUNS = ("train", "evaluate")
@@ -36,6 +36,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
     if config.loss not in LOSSES:
         raise UserError(f"config.loss {config.loss!r}: expected one of {', '.join(LOSSES)}")
+    launch.alone("the small CLIP")
+    files.needs_local(workdir, "the small CLIP")
     files.make_folder(workdir)
     if config.run == "train":
         train(config, workdir)
@@ -83,7 +85,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         return loss_fn(model, config.loss, params, batch, rng, keep)
 
     params = train_stage("contrastive training", workdir, params, tx, loss, phases, config)
-    pretrained.save(workdir / FOLDER, model, params, tokenizer, CLIP_MEAN, CLIP_STD, names)
+    with files.told(workdir / FOLDER):
+        pretrained.save(workdir / FOLDER, model, params, tokenizer, CLIP_MEAN, CLIP_STD, names)
 
 
 def _data(config: ConfigDict, phase: dict, tokenizer, codec: BoxCodec):

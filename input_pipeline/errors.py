@@ -1,4 +1,8 @@
-"""The one exception that a user causes: main.py prints its message as one line, without a traceback."""
+"""The one exception that a user causes, printed by main.py as one line; and words for files that cannot be written."""
+
+from __future__ import annotations
+
+import errno
 
 
 class UserError(Exception):
@@ -16,3 +20,28 @@ class UserError(Exception):
 
     def __reduce__(self):  # workers send it to their parent
         return type(self), (str(self), self.kind)
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ROOM_WORDS = ("no space left", "quota", "file too large", "resource_exhausted")
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong with a file, in words for a user."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def remedy(error: BaseException) -> str:
+    """What to do about a file that cannot be written."""
+    words, number = str(error).lower(), getattr(error, "errno", None)
+    if isinstance(error, ImportError):
+        return "pip install it"
+    if number in _NO_ROOM or any(word in words for word in _ROOM_WORDS):
+        return "free disk space or choose another --workdir"
+    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+        return "move away what stands there or choose another --workdir"
+    if isinstance(error, PermissionError) or number == errno.EROFS:
+        return "allow this user to write there or choose another --workdir"
+    return "choose another --workdir"

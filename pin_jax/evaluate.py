@@ -21,7 +21,7 @@ from pin_jax.decoding import automaton, grid
 from pin_jax.decoding import search as decode
 from pin_jax.decoding.in_context import Example, InContext, box_examples
 from pin_jax.models.interface import Inserts
-from pin_jax.runtime import reporting, sharding
+from pin_jax.runtime import preemption, reporting, sharding
 from pin_jax.scoring import metrics, photographs, queries
 from pin_jax.scoring.queries import Answer
 from pin_jax.vlm import VLM
@@ -99,6 +99,7 @@ def _batched(
     out = []
     with reporting.progress(title, count, "question") as advance:
         for start in range(0, most, size):
+            preemption.check()
             rows = np.arange(start, start + size).clip(max=max(count - 1, 0))  # one batch shape, one compilation
             images = [questions[r][0] for r in rows] if questions else []
             own = vision[np.array(images)] if questions else np.zeros((size, *vision.shape[1:]), vision.dtype)
@@ -189,6 +190,7 @@ def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32, inserts: In
     size, side = min(batch_size, -(-most // ways)) * ways, vlm.codec.image_size
     out = None
     for start in range(0, most, size):
+        preemption.check()
         own = images[start : start + size]
         chunk = np.stack([*own, *[np.zeros((side, side, 3), np.uint8)] * (size - len(own))])
         found = vlm.encode_rows(chunk, inserts)

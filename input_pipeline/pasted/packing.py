@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, reason, remedy
 from input_pipeline.pasted import backgrounds, cutouts
 from input_pipeline.pasted.packed import INDEX, VERSION, levels
 from input_pipeline.sets.bad_records import BadRecordLog
@@ -63,9 +63,7 @@ def _write(folder: pathlib.Path, rows: Iterable[tuple[bytes, dict[str, Any]] | N
         partial.rename(folder)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
-            f"{folder}: cannot be written ({error}); free disk space or choose another --workdir"
-        ) from error
+        raise UserError(f"{folder}: cannot be written ({reason(error)}); {remedy(error)}") from error
     return count
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, reason
 from input_pipeline.images import open_image
 from pin_jax import adapters, evaluate, localisation, methods, train
 from pin_jax.models.interface import Inserts
@@ -62,10 +61,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         if jax.process_index() == 0:
             adapters.save(workdir / INSERT, jax.device_get(params), config, vlm)
             figures.loss_curve(workdir / "loss.png", reporting.read_scalars(workdir))
-        if jax.process_count() > 1:  # the others read what the first has written
-            multihost_utils.sync_global_devices("insert")
+        sharding.barrier("insert")  # the others read what the first has written
         insert = workdir / INSERT
     score(config, workdir, vlm, insert, time.monotonic() - begin)
+    sharding.barrier("results")
 
 
 def open_vlm(config: ConfigDict, batch: int = 0) -> VLM:
@@ -99,7 +98,7 @@ def _claim(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> None:
     except FileNotFoundError:
         lost = "is missing"
     except (OSError, ValueError) as error:
-        lost = f"cannot be read ({files.reason(error)})"
+        lost = f"cannot be read ({reason(error)})"
     if lost and not steps and "missing" not in lost:
         raise UserError(f"{path}: {lost}; delete it, or choose another --workdir")
     if lost and steps and theirs is None:

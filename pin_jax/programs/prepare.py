@@ -12,7 +12,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.pasted import backgrounds, cutouts, packing
 from input_pipeline.pasted.packed import INDEX
 from input_pipeline.sets.bad_records import BadRecordLog
-from pin_jax.runtime import files, reporting
+from pin_jax.runtime import files, launch, reporting
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -23,6 +23,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """
     if not config.cutouts and not config.backgrounds:
         raise UserError("config.cutouts and config.backgrounds are empty; give one: --config.backgrounds=folder:bg20k")
+    launch.alone("preparing data")
+    files.needs_local(workdir, "preparing data")
     files.make_folder(workdir)
     bad_records = BadRecordLog(config.on_bad_record, reporting.say)
     done: dict[str, Any] = {}

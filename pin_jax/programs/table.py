@@ -15,15 +15,17 @@ import time
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs.lib import schema
 from input_pipeline.errors import UserError
 from pin_jax import evaluate, train
 from pin_jax.programs import pin
-from pin_jax.runtime import files, reporting
+from pin_jax.runtime import files, reporting, sharding, workdirs
 from pin_jax.runtime.entries import listed, refuse_another
 from pin_jax.scoring import figures
+from pin_jax.weights.files import read_object
 
 FROZEN = "frozen"
 SCORES = ("mIoU", "mIoU_M", "mIoU_L")
@@ -108,9 +110,9 @@ def has_run(row: ConfigDict, folder: pathlib.Path) -> bool:
     def entries(config: dict[str, Any]) -> dict[str, Any]:
         frozen = folder.name == FROZEN
         chosen = {key: config.get(key) for key in ("vlm", "scenes")} if frozen else train.training_entries(config)
-        return chosen | {f"eval.{key}": value for key, value in config["eval"].items()}
+        return chosen | {f"eval.{key}": value for key, value in config.get("eval", {}).items()}
 
-    theirs = json.loads(path.read_text("utf-8"))["config"]
+    theirs = read_object(path).get("config", {})
     refuse_another(folder, entries(theirs), entries(json.loads(row.to_json_best_effort())))
     return True
 
@@ -125,7 +127,7 @@ def refuse_other_weights(folder: pathlib.Path, weights: dict[pathlib.Path, str])
       UserError: they are others.
     """
     if folder.name != FROZEN:
-        frozen = json.loads((folder / "insert.json").read_text("utf-8"))["frozen"]
+        frozen = read_object(folder / "insert.json").get("frozen")
         first = weights.setdefault(folder.parent.parent, frozen)
         refuse_another(folder, {"frozen": frozen}, {"frozen": first})
 
@@ -149,19 +151,21 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         if has_run(row, folder):
             refuse_other_weights(folder, weights)
     for number, (row, folder) in enumerate(rows, 1):
-        if has_run(row, folder):
+        if sharding.on_every_process(has_run(row, folder)):
             continue
         reporting.say(f"row {number} of {len(rows)}: {folder.relative_to(workdir)}")
-        if folder.name == FROZEN:
-            frozen_rows(row, folder)
-        else:
-            row.cache_folder = str(workdir / "cache")  # one bank serves all methods that act at the same side
-            pin.run(row, folder)
+        with workdirs.claimed(folder):
+            if folder.name == FROZEN:
+                frozen_rows(row, folder)
+            else:
+                row.cache_folder = str(workdir / "cache")  # one bank serves all methods that act at the same side
+                pin.run(row, folder)
+        sharding.barrier("row")  # the others read what the first has written
         refuse_other_weights(folder, weights)
         jax.clear_caches()
-    table = gather(workdir, listed(config.models), seeds, listed(config.methods))
     if jax.process_index() == 0:
-        write(config, workdir, table)
+        write(config, workdir, gather(workdir, listed(config.models), seeds, listed(config.methods)))
+    sharding.barrier("table")
 
 
 def gather(workdir: pathlib.Path, models: list[str], seeds: list[int], methods: list[str]) -> dict[str, Any]:
@@ -176,13 +180,13 @@ def gather(workdir: pathlib.Path, models: list[str], seeds: list[int], methods: 
         found: dict[str, list[dict]] = {}
         for seed in seeds:
             folder = workdir / model / f"seed_{seed}"
-            frozen = json.loads((folder / FROZEN / pin.RESULTS).read_text("utf-8"))
+            frozen = read_object(folder / FROZEN / pin.RESULTS)
             for name in frozen.keys() - {"config", "seconds"}:
                 row = frozen[name] | {"parameters": 0, "seconds": frozen["seconds"]["evaluation"]}
                 found.setdefault(name, []).append(row)
             for method in methods:
-                results = json.loads((folder / method / pin.RESULTS).read_text("utf-8"))
-                card = json.loads((folder / method / "insert.json").read_text("utf-8"))
+                results = read_object(folder / method / pin.RESULTS)
+                card = read_object(folder / method / "insert.json")
                 seconds = sum(results["seconds"].values())
                 row = results[method] | {"parameters": card["parameters"], "seconds": seconds}
                 found.setdefault(method, []).append(row)
@@ -207,7 +211,7 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def write(config: ConfigDict, workdir: pathlib.Path, table: dict[str, Any]) -> None:
     """Prints the table, and writes it as JSON, as Markdown beside the paper's figures, and as a bar chart."""
-    out = pathlib.Path(config.out) if config.out else workdir / "table"
+    out = epath.Path(config.out) if config.out else workdir / "table"
     files.make_folder(out.parent)
     for model, rows in table.items():
         reporting.results_table(model, rows, (*SCORES, "std", "unparsed", "parameters", "seconds"))

@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, reason, remedy
 from pin_jax.runtime import files, sharding
 from pin_jax.runtime.entries import refuse_another
 from pin_jax.runtime.reporting import say
@@ -107,8 +107,8 @@ class Checkpoints:
         steps = self.steps()
         kept = f"; the checkpoint of step {max(steps)} is intact" if steps else ""
         return UserError(
-            f"checkpoint {self._saving} in {self.folder}: cannot be written ({files.reason(error)});"
-            f" {files.remedy(error)}, and start the same command again{kept}"
+            f"checkpoint {self._saving} in {self.folder}: cannot be written ({reason(error)});"
+            f" {remedy(error)}, and start the same command again{kept}"
         )
 
     def _write_digests(self) -> None:
@@ -157,7 +157,7 @@ class Checkpoints:
                 except Exception as error:
                     if sealed:  # it is as it was written: the fault lies elsewhere
                         raise UserError(
-                            f"checkpoint {step} in {self.folder}: cannot be restored ({files.reason(error)})"
+                            f"checkpoint {step} in {self.folder}: cannot be restored ({reason(error)})"
                         ) from error
                     damage = type(error).__name__
                 if sharding.on_every_process(restored is not None):

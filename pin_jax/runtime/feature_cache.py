@@ -21,7 +21,7 @@ import grain
 import ml_dtypes
 import numpy as np
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, reason, remedy
 from input_pipeline.loader import batches
 from input_pipeline.pasted.scenes import Scenes
 
@@ -228,9 +228,9 @@ def build(
         except (OSError, Broken) as error:
             if writes:
                 rows.remove()
-            full = "free disk space, or" if "free" in files.remedy(error) else ""
+            full = "free disk space, or" if "free" in remedy(error) else ""
             raise UserError(
-                f"feature cache {path}: cannot be written ({files.reason(error)}); {full} give another"
+                f"feature cache {path}: cannot be written ({reason(error)}); {full} give another"
                 " config.cache_folder or set config.cache_images=0"
             ) from error
         sharding.barrier("features")

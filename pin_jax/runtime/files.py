@@ -1,24 +1,22 @@
 """Files of a run, local or in a bucket (`gs://...`): written in one go, or else one line that says what to do.
 
-Only the first process writes them; see `workdir`.
+Of several processes the first writes them, whoever calls: to the others there is nothing to do.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from etils import epath
+from safetensors import SafetensorError
 
-from input_pipeline.errors import UserError
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_ROOM_WORDS = ("no space left", "quota", "file too large", "resource_exhausted")
+from input_pipeline.errors import UserError, reason, remedy
 
 
 def is_remote(path: os.PathLike[str]) -> bool:
@@ -31,27 +29,6 @@ def absolute(path: os.PathLike[str]) -> str:
     return os.fspath(path) if is_remote(path) else os.path.abspath(path)
 
 
-def reason(error: BaseException) -> str:
-    """What went wrong, in words for a user."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
-def remedy(error: BaseException) -> str:
-    """What to do about a file that cannot be written."""
-    words = str(error).lower()
-    if isinstance(error, ImportError):
-        return "pip install it"
-    if getattr(error, "errno", None) in _NO_ROOM or any(word in words for word in _ROOM_WORDS):
-        return "free disk space or choose another --workdir"
-    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
-        return "move away what stands there or choose another --workdir"
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-        return "allow this user to write there or choose another --workdir"
-    return "choose another --workdir"
-
-
 @contextlib.contextmanager
 def told(path: os.PathLike[str]) -> Iterator[None]:
     """A context in which an error of writing a file becomes one line.
@@ -61,9 +38,25 @@ def told(path: os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else os.fspath(path)
+    except (OSError, SafetensorError) as error:
+        named = getattr(error, "filename", None)
+        where = named if isinstance(named, str) else os.fspath(path)
         raise UserError(f"{where}: cannot be written ({reason(error)}); {remedy(error)}") from error
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes; does not wake the devices of one that is alone."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def needs_local(path: os.PathLike[str], what: str) -> None:
+    """Refuses a bucket.
+
+    Raises:
+      UserError: names who needs a local folder.
+    """
+    if is_remote(path):
+        raise UserError(f"--workdir={os.fspath(path)}: {what} needs a local folder; copy it to a bucket afterwards")
 
 
 def remove(path: os.PathLike[str]) -> None:
@@ -102,6 +95,8 @@ def write_bytes(path: os.PathLike[str], content: bytes) -> None:
     Raises:
       UserError: it cannot be written.
     """
+    if not first_process():
+        return
     path = epath.Path(path)
     if is_remote(path):  # an object in a bucket appears whole
         with told(path):

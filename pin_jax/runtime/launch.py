@@ -105,6 +105,16 @@ def described() -> str:
     return "one process" if jax.process_count() == 1 else f"{jax.process_count()} processes"
 
 
+def alone(what: str) -> None:
+    """Refuses several processes.
+
+    Raises:
+      UserError: there are, and names what runs on one.
+    """
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        raise UserError(f"{what} runs on one process, and this launcher started {jax.process_count()}; start one")
+
+
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
     """A context in which each of several processes gives signs of life, and ends with one line where another does not.

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 STATUS = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
 _calls = itertools.count(1)  # of this process: JAX's service is one for the process too
 _asked = threading.Event()
+_waiting: list[None] = []  # one for each `waits` that is open
 
 
 class Preempted(SystemExit):
@@ -39,10 +40,12 @@ def reached() -> bool:
 def check() -> None:
     """Ends the run here after SIGTERM: for loops that have nothing to save; every process must come by.
 
+    Within `waits` it does nothing: who waits has something to save.
+
     Raises:
       Preempted: with the status 143.
     """
-    if reached():
+    if not _waiting and reached():
         raise Preempted
 
 
@@ -72,6 +75,10 @@ def ends_at_once() -> contextlib.AbstractContextManager[None]:
 def waits() -> Iterator[None]:
     """A context in which SIGTERM waits until `reached` or `check` is asked."""
     _asked.clear()
-    with _handler(lambda *_: _asked.set()):
-        yield
-    _asked.clear()
+    _waiting.append(None)
+    try:
+        with _handler(lambda *_: _asked.set()):
+            yield
+    finally:
+        _waiting.pop()
+        _asked.clear()

@@ -21,7 +21,7 @@ from pin_jax import evaluate
 from pin_jax import vlm as vlm_lib
 from pin_jax.models.interface import Inserts
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD
-from pin_jax.runtime import feature_cache, files, reporting
+from pin_jax.runtime import feature_cache, files, launch, reporting
 from pin_jax.runtime.train_stage import adamw, train_stage
 from pin_jax.small import decoder, language, queries, stage_1
 from pin_jax.small.shape import Shape, build
@@ -35,6 +35,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Does what config.run names."""
     if config.run not in RUNS:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
+    launch.alone("the small VLM")
+    files.needs_local(workdir, "the small VLM")
     files.make_folder(workdir)
     if config.run == "train":
         train(config, workdir)
@@ -152,7 +154,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         shape.names,
         shape.frame,
     )
-    vlm_lib.save(workdir / config.name, vlm)
+    with files.told(workdir / config.name):
+        vlm_lib.save(workdir / config.name, vlm)
 
 
 # --- what it knows ----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def ran(monkeypatch):
 
     def train_row(config, folder):
         done.append((config.vlm, config.method, config.seed, config.lr, config.steps, config.cache_folder))
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         value = 0.5 + 0.1 * config.seed + 0.05 * (config.method == "pin")
         seconds = {"training": 2.0, "evaluation": 1.0}
         extra = {"config": json.loads(config.to_json_best_effort()), "seconds": seconds}
@@ -41,7 +41,7 @@ def ran(monkeypatch):
 
     def frozen(config, folder):
         done.append((config.vlm, "frozen", config.eval.context_seed))
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         rows = {name: scores(0.1) for name in ("2_context", "raw", "constant", "random")}
         rows["10_context"] = dict.fromkeys(scores(0.1))
         extra = {"config": json.loads(config.to_json_best_effort()), "seconds": {"evaluation": 5.0}}

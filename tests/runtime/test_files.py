@@ -11,7 +11,7 @@ from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, remedy
 from pin_jax.runtime import files, reporting, workdirs
 
 
@@ -29,7 +29,7 @@ from pin_jax.runtime import files, reporting, workdirs
     ],
 )
 def test_the_remedy_fits_the_error(number, words):
-    found = files.remedy(OSError(number, "words"))
+    found = remedy(OSError(number, "words"))
     assert words in found and ("free" in found) == (words == "free disk space")
 
 
