@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ _WORKER_ENV = {"JAX_PLATFORMS": "cpu"}
 def _worker_init(index: int, count: int) -> None:
     del index, count
     os.environ.update(_WORKER_ENV)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to a group of processes: a run saves first, its workers last
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

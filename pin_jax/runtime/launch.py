@@ -191,6 +191,6 @@ def leave(message: str, status: int = 1, now: bool = False) -> None:
         thread.join(LAST_WORDS / len(waiting))
     if now or jax.distributed.is_initialized() or any(thread.is_alive() for thread in waiting):
         for child in multiprocessing.active_children():
-            child.terminate()
+            child.kill()
         os._exit(status)
     sys.exit(status)

@@ -83,6 +83,19 @@ def test_processes_share_the_records_and_the_noise():
     assert len(set(records(whole, "noise"))) == 12
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_any_number_of_processes_goes_on_at_any_batch(shuffle):
+    def read(process, size, start, count):
+        given = batches(Numbers(10), [Noise()], size, seed=5, shuffle=shuffle, process=process, start=start)
+        return sorted(value for batch in take(given, count) for value in batch["noise"])
+
+    whole = take(batches(Numbers(10), [Noise()], 4, seed=5, shuffle=shuffle), 8)
+    for start in (1, 3, 6):  # the set has two batches and a half
+        wanted = sorted(value for batch in whole[start : start + 2] for value in batch["noise"])
+        assert read((0, 1), 4, start, 2) == wanted
+        assert sorted(read((0, 2), 2, start, 2) + read((1, 2), 2, start, 2)) == wanted
+
+
 def test_uneven_shards_are_complete():
     shards = [list(batches(Numbers(11), [], 4, shuffle=False, epochs=1, process=(p, 3))) for p in range(3)]
     assert sorted(i for shard in shards for batch in shard for i in batch["i"].tolist()) == list(range(11))
@@ -106,7 +119,8 @@ def test_workers_change_nothing(tmp_path):
     )
     assert out.returncode == 0, out.stderr[-2000:]
     by_workers = json.loads(out.stdout.splitlines()[-1])
-    assert sorted(by_workers) == ["0", "1", "2", "resumed"]
+    assert sorted(by_workers) == ["0", "1", "2", "resumed", "signalled"]
+    assert by_workers["signalled"] == 2  # and they went on: SIGTERM is for the run, which saves first
     assert len(by_workers["0"]) == 6 and by_workers["0"] == by_workers["1"] == by_workers["2"]
     assert by_workers["resumed"] == by_workers["0"][2:]
 
