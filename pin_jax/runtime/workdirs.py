@@ -67,11 +67,10 @@ def claimed(workdir: os.PathLike[str]) -> Iterator[epath.Path]:
         if held:
             files.remove(workdir / HOLDER)
         if lock is not None:
+            files.remove(workdir / LOCK)
             lock.release()
-            with contextlib.suppress(OSError):
-                if [path.name for path in workdir.iterdir()] == [LOCK]:  # nothing was written
-                    files.remove(workdir / LOCK)
-                    os.rmdir(workdir)
+            with contextlib.suppress(OSError):  # not empty: something was written
+                os.rmdir(workdir)
 
 
 def _agreed(here: bool) -> bool:

@@ -90,7 +90,7 @@ def test_rows_files_and_going_on(ran, tmp_path):
     ("changes", "words"),
     [
         ({"steps": 5}, r"seed_0/coop belongs to another config: steps 4 there, 5 here; choose another --workdir"),
-        ({"rates": {"pin": 0.5}}, r"seed_0/pin belongs to another config: lr 0.0015 there, 0.5 here"),
+        ({"rates": {"pin": 0.5}}, r"seed_0/pin belongs to another config: lr 0.0002 there, 0.5 here"),
         ({"eval_images": 5}, r"seed_0/frozen belongs to another config: eval.images 4 there, 5 here"),
         ({"context": (3,)}, r"seed_0/frozen belongs to another config: eval.context \[2\] there, \[3\] here"),
     ],
