@@ -55,15 +55,15 @@ def _checked(index: Any, kind: str, folder: Any) -> dict[str, Any]:
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise UserError(f"packed:{folder}: {INDEX} is broken (count {count!r}); prepare it again")
     good = {"source": _is_text(index.get("source", "")), "splits": _are(index.get("splits"), count, _is_text)}
+    exclude = index.get("exclude", [])
+    good["exclude"] = isinstance(exclude, list) and all(map(_is_text, exclude))
     if kind == "backgrounds":
         good["side"] = _is_side(index.get("side"))
     else:
         good["names"] = _are(index.get("names"), count, _is_text)
         good["sizes"] = _are(index.get("sizes"), count, lambda size: _are(size, 2, _is_side))
     for entry in (entry for entry, is_good in good.items() if not is_good):
-        raise UserError(
-            f"packed:{folder}: {INDEX} is broken ({entry}: not one for each of {count:,}); prepare it again"
-        )
+        raise UserError(f"packed:{folder}: {INDEX} is broken ({entry}: not as `prepare` writes it); prepare it again")
     return index
 
 

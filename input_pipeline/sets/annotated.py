@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,13 +82,15 @@ class Annotated:
 
 
 LONGEST = 500  # letters of a name or a sentence
+_SPECIAL = re.compile(r"</?[^<>\s/]{1,40}>")
 
 
 def good_name(name: Any, where: str) -> str:
     """A name or sentence that can be asked for, without spaces around it.
 
     Raises:
-      UserError: no text, an empty one, or one of over 500 letters.
+      UserError: no text, an empty one, one of over 500 letters, or with what a model reads as a special token
+        (`<image>`, `</s>`): it would stand for a picture, or end the question.
     """
     if not isinstance(name, str):
         raise UserError(f"{where}: name {shortened(repr(name))}; expected a text", "wrong type")
@@ -95,6 +98,8 @@ def good_name(name: Any, where: str) -> str:
         raise UserError(f"{where}: its name is empty", "empty name")
     if len(name) > LONGEST:
         raise UserError(f"{where}: a name of {len(name):,} letters; expected {LONGEST} at most", "too long name")
+    if found := _SPECIAL.search(name):
+        raise UserError(f"{where}: its name has {found[0]!r} in it, a special token of models", "special token")
     return name.strip()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.pasted import backgrounds, cutouts, packing
-from input_pipeline.pasted.packed import INDEX
+from input_pipeline.pasted.packed import Pack
 from input_pipeline.sets.bad_records import BadRecordLog
 from pin_jax.runtime import files, launch, reporting
 
@@ -58,10 +57,10 @@ def _pack(
 ) -> int:
     if folder.exists():
         try:
-            index = json.loads((folder / INDEX).read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            index = Pack(folder, folder.name).index
+        except UserError as error:
             raise UserError(f"{folder}: there, but no pack ({error}); choose another --workdir") from error
-        there = index["source"], index["side"], tuple(index.get("exclude", ()))
+        there = index.get("source"), index.get("side"), tuple(index.get("exclude", ()))
         if there != (spec, side, tuple(options.get("exclude", ()))):
             raise UserError(
                 f"{folder}: packed from {there[0]} at {there[1]} px without {there[2]}, not {spec} at {side}; choose"

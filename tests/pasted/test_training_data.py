@@ -118,6 +118,10 @@ def test_prepare_goes_on_and_refuses(prepared):
     with pytest.raises(UserError, match="h_00000003.jpg"):
         prepare.run(config, root / "strict")
     assert not (root / "strict" / "backgrounds").exists()
+    for text in ("{", "[]", json.dumps(GOOD | {"kind": "backgrounds", "exclude": 5})):
+        (root / "packed" / "backgrounds" / "index.json").write_text(text)
+        with pytest.raises(UserError, match="there, but no pack .*; choose another --workdir"):
+            prepare.run(config, root / "packed")
     with pytest.raises(UserError, match="config.cutouts and config.backgrounds are empty"):
         prepare.run(prepare_config.get_config(), root / "none")
 

@@ -76,6 +76,8 @@ def test_categories_of_other_tools(tmp_path):
 
 @pytest.mark.parametrize("changes, kind", [
     ({"name": ""}, "empty name"), ({"name": " \n"}, "empty name"), ({"name": "x" * 5000}, "too long name"),
+    ({"name": "a <image>"}, "special token"), ({"name": "</s> cat"}, "special token"),
+    ({"name": "<|endofchunk|>"}, "special token"),
     ({"name": 5}, "wrong type"), ({"id": 7.5}, "wrong type"), ({"id": None}, "wrong type"),
 ])  # fmt: skip
 def test_names_that_cannot_be_asked_for_are_counted(tmp_path, changes, kind):
