@@ -48,7 +48,8 @@ def clip_surgery(q, k, v, context: AttentionContext) -> Float[Array, "B N H d"]:
 def sclip(q, k, v, context: AttentionContext) -> Float[Array, "B N H d"]:
     """(softmax(s q q^T) + softmax(s k k^T)) v (Wang et al., SCLIP, ECCV 2024)."""
     del context
-    return sum(self_attention(s, v, v.shape[-1] ** -0.5) for s in (q, k))
+    scale = v.shape[-1] ** -0.5
+    return self_attention(q, v, scale) + self_attention(k, v, scale)
 
 
 def clearclip(q, k, v, context: AttentionContext) -> Float[Array, "B N H d"]:
@@ -113,7 +114,7 @@ def gem_at_once(
         out = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v, preferred_element_type=wide)
         return (out / weights.sum(-1).swapaxes(1, 2)[..., None]).astype(v.dtype)
 
-    total = 0
+    total = jnp.zeros((), v.dtype)
     for s in map(unit_length, parts):
         for _ in range(iterations):
             s = unit_length(attend(s, s))
@@ -134,7 +135,7 @@ def gem_by_head(
         def weights(s: Array) -> Array:
             return jnp.exp(beta * jnp.matmul(s, s.T, preferred_element_type=wide) - beta)
 
-        total = 0
+        total = jnp.zeros((), v.dtype)
         for s in map(unit_length, parts):
             for _ in range(iterations):
                 s = unit_length(jnp.matmul(weights(s).astype(s.dtype), s, preferred_element_type=wide)).astype(v.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
@@ -84,7 +84,7 @@ def loss_fn(
     def logits(clip: CLIP) -> jax.Array:
         return clip.similarity(clip.image(normalise(images, CLIP_MEAN, CLIP_STD), kept), clip.text(batch["ids"]))
 
-    scores = model.apply({"params": params}, method=logits)
+    scores = cast(jax.Array, model.apply({"params": params}, method=logits))
     value = LOSSES[loss](scores, same)
     right = jnp.take_along_axis(same, scores.argmax(-1)[:, None], 1).mean()
     return value, {"loss": value, "right": right}

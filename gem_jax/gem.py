@@ -122,9 +122,10 @@ class GEM:
     def _stream(self, params: Any, images: jax.Array, original: bool) -> jax.Array:
         """uint8[B, H, W, 3] -> float[B, N, E] of one stream; what the other alone needs is not computed."""
         streams = self._both(params, normalise(images, self.model.mean, self.model.std))
+        assert streams.second is not None  # its attention has a second stream
         return streams.tokens if original else streams.second
 
-    def similarity(self, images: np.ndarray, text: np.ndarray, original: bool = False) -> jax.Array:
+    def similarity(self, images: np.ndarray, text: np.ndarray | jax.Array, original: bool = False) -> jax.Array:
         """Cosine of patches and texts before enlargement.
 
         Args:

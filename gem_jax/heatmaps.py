@@ -58,11 +58,11 @@ class Enlarged:
     STRIP = 2**28  # bytes of a strip
 
     def __init__(self, small: np.ndarray, size: tuple[int, int]):
-        self.small, self.size = np.asarray(small), tuple(size)
+        self.small, self.size = np.asarray(small), (int(size[0]), int(size[1]))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return (len(self.small), *self.size)
+        return len(self.small), *self.size
 
     def __len__(self) -> int:
         return len(self.small)
@@ -92,14 +92,14 @@ class Enlarged:
             yield slice(start, start + step), rows[start : start + step] @ self.small @ columns.T
 
 
-def constant(maps):
+def constant(maps: Any) -> Any:
     """Which maps float[..., H, W] have no contrast beyond rounding: bool[...]."""
     low, high = maps.min((-2, -1)), maps.max((-2, -1))
     xp = jnp if isinstance(maps, jax.Array) else np
     return high - low <= 8 * xp.finfo(maps.dtype).eps * xp.maximum(abs(high), abs(low))
 
 
-def minmax(maps):
+def minmax(maps: Any) -> Any:
     """Each map float[..., H, W] to [0, 1] over its pixels; a constant map becomes zero."""
     xp = jnp if isinstance(maps, jax.Array) else np
     low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
@@ -116,7 +116,7 @@ def box(heat: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     Returns:
       float32[4], x1, y1, x2, y2 in pixels; the whole image where nothing is over the threshold.
     """
-    parts, count = ndimage.label(heat > threshold)
+    parts, count = ndimage.label(heat > threshold)  # pyright: ignore[reportGeneralTypeIssues]
     if not count:
         return np.array([0, 0, heat.shape[1], heat.shape[0]], np.float32)
     largest = 1 + np.bincount(parts.ravel())[1:].argmax()

@@ -134,7 +134,7 @@ def load(source: str | pathlib.Path, dtype: Any = None, activation: str | None =
         read = {"clip": _clip_tokenizer, "siglip": _siglip_tokenizer, "blip": _blip_tokenizer}[kind]
         tokenizer, config = read(folder, config)
         lower = kind == "siglip" and "<eos>" == tokenizer.eos_token
-    mean, std = pixel_statistics(*(pixels.get(name) for name in names), default, str(where))
+    mean, std = pixel_statistics(pixels.get(names[0]), pixels.get(names[1]), default, str(where))
     module = BLIP(config) if isinstance(config, BLIPConfig) else CLIP(config)
     if isinstance(module, CLIP):
         module = _with_activation(module, activation, str(source))
@@ -167,8 +167,9 @@ def cast(params: Any, dtype: Any) -> Any:
 
 def _clip_tokenizer(folder: pathlib.Path, config: CLIPConfig) -> tuple[Any, CLIPConfig]:
     """CLIP's tokenizer, whose end token is the one that the text is pooled at."""
-    from transformers import CLIPTokenizerFast  # open_clip's folders have no model_type to go by
+    from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
+    # open_clip's folders have no model_type to go by
     text = config.text
     tokenizer = tokenizers.read(
         folder, text.vocab, tokenizers.BYTE_LEVEL, loader=CLIPTokenizerFast, first="bos_token", last="eos_token"
@@ -213,7 +214,7 @@ def _siglip_tokenizer(folder: pathlib.Path, config: CLIPConfig) -> tuple[Any, CL
 
 def _blip_tokenizer(folder: pathlib.Path, config: BLIPConfig) -> tuple[Any, BLIPConfig]:
     """BERT's tokenizer."""
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
     tokenizer = tokenizers.read(
         folder, config.text.vocab, tokenizers.WORDPIECE, loader=BertTokenizerFast, first="cls_token", last="sep_token"

@@ -79,7 +79,7 @@ def _codec(config: ConfigDict, model: pretrained.ImageText) -> BoxCodec:
         raise UserError(f"config.grid: {error}") from error
 
 
-def _windows(config: ConfigDict) -> dict[str, int]:
+def _windows(config: ConfigDict) -> dict[str, Any]:
     return {"window": config.window, "stride": config.stride, "shorter": config.shorter}
 
 

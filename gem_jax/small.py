@@ -52,7 +52,7 @@ def build(config: ConfigDict) -> tuple[CLIP, Any, tuple[str, ...], BoxCodec]:
     """The module, its tokenizer, the names it is to know, and the grid that scenes are laid out on."""
     names = tuple(sorted(set(cutouts.load(config.scenes.cutouts).names)))
     codec = BoxCodec(config.vision.image_size, config.grid)
-    tokenizer = word_tokenizer.build(names, codec)
+    tokenizer: Any = word_tokenizer.build(names, codec)
     text = TextConfig(vocab=len(tokenizer), eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, **config.text)
     shape = CLIPConfig(ViTConfig(**config.vision), text, config.embed, logit_bias=config.loss == "sigmoid")
     return CLIP(shape), tokenizer, names, codec

@@ -24,13 +24,14 @@ from pin_jax import methods
 from pin_jax.methods import pin_file
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import files, reporting
+from pin_jax.runtime.files import AnyPath
 from pin_jax.vlm import VLM
 from pin_jax.weights import config_sizes
 from pin_jax.weights.files import of_project, read_object, short
 from pin_jax.weights.parameters import count_parameters, fill, flatten, read_safetensors
 
 
-def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:
+def save(path: AnyPath, params: Any, config: ConfigDict, vlm: VLM) -> None:
     """Writes the trained parameters, and their card.
 
     Raises:
@@ -43,7 +44,7 @@ def save(path: pathlib.Path, params: Any, config: ConfigDict, vlm: VLM) -> None:
     files.write_json(path.with_suffix(".json"), card)
 
 
-def note(path: pathlib.Path, results: dict[str, Any]) -> None:
+def note(path: AnyPath, results: dict[str, Any]) -> None:
     """Adds results to the card of an adapter; one without a card gets none. A broken card is written anew."""
     place = path.with_suffix(".json")
     if place.exists():
@@ -67,7 +68,7 @@ def _fetched(path: epath.Path) -> Iterator[pathlib.Path]:
         yield local
 
 
-def _card(path: pathlib.Path) -> dict[str, Any] | None:
+def _card(path: AnyPath) -> dict[str, Any] | None:
     """The card beside an adapter; None if there is none, or none that can be read, which is said."""
     place = path.with_suffix(".json")
     if not place.exists():
@@ -79,7 +80,7 @@ def _card(path: pathlib.Path) -> dict[str, Any] | None:
         return None
 
 
-def _header(path: pathlib.Path) -> dict[str, str]:
+def _header(path: AnyPath) -> dict[str, str]:
     """What an adapter says of itself: method, options (JSON) and the identity of its frozen weights.
 
     Raises:
@@ -146,7 +147,7 @@ def load(path: str | pathlib.Path, vlm: VLM, method: str = "") -> tuple[Any, Any
     return built, fill(shapes, tensors, f"of adapter {path}")
 
 
-def _same_card(path: pathlib.Path, about: dict[str, Any]) -> None:
+def _same_card(path: AnyPath, about: dict[str, Any]) -> None:
     """Refuses an adapter whose card says something else than the adapter itself.
 
     Raises:

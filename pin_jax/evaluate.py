@@ -188,7 +188,7 @@ def encode(vlm: VLM, images: list[np.ndarray], batch_size: int = 32, inserts: In
     """
     count, most, ways = len(images), sharding.largest(len(images)), sharding.local_ways(vlm.mesh)
     size, side = min(batch_size, -(-most // ways)) * ways, vlm.codec.image_size
-    out = None
+    out: Any = None
     for start in range(0, most, size):
         preemption.check()
         own = images[start : start + size]
@@ -299,8 +299,11 @@ def evaluate(
             reporting.say(f"no row {context.k}_context: {error}")
             return dict.fromkeys(baselines["random"])
 
-    shown = pool(config, vlm) if config.eval.context else None
-    contexts = [InContext(*shown, k, config.eval.context_seed, vlm.frame) for k in config.eval.context]
+    contexts = []
+    if config.eval.context:
+        vision, examples = pool(config, vlm)
+        seed = config.eval.context_seed
+        contexts = [InContext(vision, examples, k, seed, vlm.frame) for k in config.eval.context]
     rows = {
         "raw": test.score_answers(raw) | {"distinct_boxes": len({tuple(answer.box.tolist()) for answer in raw})},
         **{f"{context.k}_context": in_context(context) for context in contexts},

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import flax.struct
@@ -109,7 +108,8 @@ def make_step(vlm: VLM, method: Any, tx: optax.GradientTransformation, seed: int
 
     def encoded(frozen: Any, inserts: Any, images: jax.Array) -> jax.Array:
         pixels = vlm.pixels(images)[:, None]
-        return vlm.model.apply(inserts.variables(frozen), pixels, inserts, method="encode")[:, 0]
+        tokens: Any = vlm.model.apply(inserts.variables(frozen), pixels, inserts, method="encode")
+        return tokens[:, 0]
 
     def step(state: State, frozen: Any, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         rng, images = jax.random.fold_in(jax.random.key(seed), state.step), batch["ids"].shape[0]
@@ -145,7 +145,7 @@ def _sizes(inserts: Any, vision: jax.Array) -> dict[str, jax.Array]:
 # --- loop -------------------------------------------------------------------------------------------------------------
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
+def train(config: ConfigDict, workdir: epath.Path, vlm: VLM) -> Any:
     """Trains, or goes on where the workdir's last checkpoint stands; returns the trained parameters.
 
     Raises:
@@ -218,7 +218,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> Any:
             if i % config.log_every == 0 or last or scored:
                 values = {name: float(value) for name, value in metrics.items()}
                 values |= {"learning_rate": learning_rate_at(config, i), **meter.read(), **device_memory()}
-                if scored and np.isfinite(values["loss"]):
+                if validate is not None and scored and np.isfinite(values["loss"]):
                     values |= validate(i, method, jax.device_get(trained()))
                     meter.restart()
                 log.scalars(i, **values)
@@ -300,7 +300,7 @@ def describe(config: ConfigDict, vlm: VLM) -> dict[str, str]:
     method = methods.build(config.method, vlm.model.config, config.method_options)
     trainable = methods.shapes(method, vlm.params)
     devices, samples = jax.devices(), config.steps * config.batch_size
-    mesh = " x ".join(f"{axis} {size}" for axis, size in vlm.mesh.shape.items())
+    mesh = "none" if vlm.mesh is None else " x ".join(f"{axis} {size}" for axis, size in vlm.mesh.shape.items())
     kept = "pictures" if in_vision(method, vlm.params) else "features"
     cached = f"{config.cache_images:,} scenes, {kept} cached" if config.cache_images else "scenes drawn anew"
     return {

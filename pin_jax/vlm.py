@@ -70,8 +70,9 @@ class VLM:
     processor: Any = None
 
     def __post_init__(self):
+        model: Any = self.model  # its `apply` may return more than one thing
         self._encode = jax.jit(
-            lambda params, images, inserts: self.model.apply(
+            lambda params, images, inserts: model.apply(
                 inserts.variables(params), self.pixels(images)[:, None], inserts, method="encode"
             )[:, 0]
         )
@@ -101,7 +102,8 @@ class VLM:
           float32[B, T, V]; with labels float32[B, L, V].
         """
         inputs = pixels if pixels.ndim == 5 else pixels[:, None], input_ids, attention_mask, inserts
-        return self.model.apply(inserts.variables(params), *inputs, labels=labels)
+        logits: Any = self.model.apply(inserts.variables(params), *inputs, labels=labels)
+        return logits
 
     def encode(self, images: np.ndarray, inserts: Inserts = Inserts(), dtype: Any = np.float32) -> np.ndarray:
         """Images uint8[B, H, W, 3] -> vision tokens float[B, N, D], on every process; of the frozen encoder, but for
@@ -149,7 +151,8 @@ class VLM:
           UserError: the tokenizer's `<image>` is not the model's image token, or there are too few places, or too many.
         """
         if rows is None:
-            rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+            found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+            rows = found
         image, places = self.model.config.image_token, self.frame.prefix.count(IMAGE)
         for text, row in zip(texts, rows, strict=True):
             asked, made = text.count(IMAGE), list(row).count(image)
@@ -261,7 +264,7 @@ def load(folder: str | pathlib.Path, dtype: Any = None) -> VLM:
     meta, where = files.read_object(folder / "config.json"), str(folder / "config.json")
     model = _model(meta, dtype, where)
     config, size = model.config, model.config.vision.image_size
-    grid = meta.get("grid")
+    grid: Any = meta.get("grid")
     if not SIZE.test(grid) or size % grid:
         raise UserError(f"{where}: grid is {grid!r}; expected a whole number that divides the image's side {size}")
     fields = {FORMER_FRAME.get(key, key): value for key, value in part(meta, "frame", where).items()}

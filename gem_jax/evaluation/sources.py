@@ -170,6 +170,6 @@ def open_source(config: Any, say: Callable[[str], None], known: Collection[str] 
             f"config.source {config.source!r}: the small model knows none of its classes; see its model card"
         )
     found = Published(records, kind, bad_records, config.images)
-    if kind == "labels":
+    if phrases:
         found.phrases, found.background = phrases, background
     return found

@@ -97,7 +97,7 @@ class Pack:
         try:
             if self._source is None:
                 files = [regular(p, "packed data", "prepare it again") for p in sorted(self.folder.glob("data-*"))]
-                source = grain.sources.ArrayRecordDataSource([str(path) for path in files])
+                source: Any = grain.sources.ArrayRecordDataSource([str(path) for path in files])
                 if len(source) != self.index["count"]:
                     raise ValueError(f"{len(source)} records, {INDEX} has {self.index['count']}")
                 self._source = source
@@ -159,7 +159,15 @@ class PackedCutouts:
         pixels = memoryview(self.pack.read(number, sum(4 * w * h for w, h in sizes)))[
             start : start + 4 * width * height
         ]
-        return Image.frombuffer("RGBa", (width, height), pixels, "raw", "RGBa", 0, 1)
+        return Image.frombuffer(
+            "RGBa",
+            (width, height),
+            pixels,  # pyright: ignore[reportArgumentType]
+            "raw",
+            "RGBa",
+            0,
+            1,
+        )
 
     def __getitem__(self, index: int) -> tuple[str, Image.Image]:
         number = self.kept[index]

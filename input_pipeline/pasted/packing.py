@@ -115,6 +115,8 @@ def pack_cutouts(
       How many there are; those that cannot be read go to the bad_records.
     """
     source = cutouts.load(spec, "all", exclude)
+    if not isinstance(source, cutouts.Cutouts):
+        raise UserError(f"cut-outs {spec}: they are packed already; give the source that they were packed from")
     source.max_side = side
     split_of = _splits(lambda split: cutouts.load(spec, split, exclude).names)
     names = source.names

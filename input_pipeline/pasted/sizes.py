@@ -15,7 +15,7 @@ from input_pipeline.pasted.cutouts import Cutouts
 
 
 @contextlib.contextmanager
-def kept(source: object, folder: pathlib.Path) -> Iterator[None]:
+def kept(source: object, folder: os.PathLike[str]) -> Iterator[None]:
     """Takes the sizes that an earlier run has left in a folder, and leaves those that are known at the end.
 
     They belong to these files as they are: another size or time of one is another table. A broken file (its checksum
@@ -27,7 +27,7 @@ def kept(source: object, folder: pathlib.Path) -> Iterator[None]:
     if not isinstance(source, Cutouts):
         yield
         return
-    path = folder / f"sizes-{_identity(source)}.npz"
+    path = pathlib.Path(folder) / f"sizes-{_identity(source)}.npz"
     known = _read(path, len(source))
     source.sizes.update(known)
     yield

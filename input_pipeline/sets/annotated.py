@@ -104,7 +104,7 @@ def good_name(name: Any, where: str) -> str:
 
 
 def entry(
-    path: pathlib.Path,
+    path: str | pathlib.Path,
     image_id: Any,
     size: tuple[int, int] | None,
     boxes: Sequence[np.ndarray] = (),

@@ -112,7 +112,7 @@ def read(
     for k, image in enumerate(images):
         with bad_records.guard(f"{where}, image {k}"):
             width, height = size_of(image)
-            rows: dict[str, list] = {key: [] for key in ("boxes", "names", "ids", "crowd", "shapes", "category_ids")}
+            rows: dict[str, Any] = {key: [] for key in ("boxes", "names", "ids", "crowd", "shapes", "category_ids")}
             key = whole(image["id"])
             if key in of:
                 raise UserError(f"{where}, image {k}: id {key} occurs twice", "image id twice")
@@ -121,10 +121,10 @@ def read(
     for k, annotation in enumerate(annotations):
         at = f"{where}, annotation {k}"
         with bad_records.guard(at):
-            rows: dict[str, Any] | None = of.get(whole(annotation["image_id"]))
-            if rows is None:
+            its_image = whole(annotation["image_id"])
+            if its_image not in of:
                 raise UserError(f"{at}: image_id {annotation['image_id']} is no image of the set", "unknown image")
-            category = whole(annotation["category_id"])
+            rows, category = of[its_image], whole(annotation["category_id"])
             if category not in called:
                 raise UserError(f"{at}: category_id {category} has no name", "unknown category")
             x, y, w, h = annotation["bbox"]

@@ -155,12 +155,12 @@ class CaptionTexts(grain.transforms.RandomMap):
         for i in about:
             if self.keywords and rng.random() < self.keywords:
                 for slot in rng.permutation(list(looks.SLOTS))[:2]:
-                    keywords(row, str(slot), names[i], seen[i])
+                    keywords(row, str(slot), names[int(i)], seen[int(i)])
             elif rng.random() < 0.6:
-                look_list(row, names[i], seen[i], self.syntax)
+                look_list(row, names[int(i)], seen[int(i)], self.syntax)
             else:
                 for slot in rng.permutation(list(looks.SLOTS))[:2]:
-                    look_question(row, str(slot), names[i], seen[i])
+                    look_question(row, str(slot), names[int(i)], seen[int(i)])
             row.add("<|endofchunk|>")
         return row
 

@@ -56,7 +56,7 @@ class BoxQuestions(grain.transforms.RandomMap):
         asked = rng.permutation(len(record["query_text"]))[: self.questions]
         pad, frame = self.tokenizer.pad_token_id, self.frame
         room = self.length + max(0, len(self._encode(frame.prefix)) - 1)
-        out = {"ids": np.full((self.questions, room), pad, np.int32)}
+        out: dict[str, np.ndarray] = {"ids": np.full((self.questions, room), pad, np.int32)}
         if frame.encoder_decoder:
             out["labels"] = np.full((self.questions, self.length), pad, np.int32)
         written = out["labels" if frame.encoder_decoder else "ids"]

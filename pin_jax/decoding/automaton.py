@@ -128,7 +128,7 @@ def _arrays(states: list[tuple], start: tuple[int, ...], boxes: Any) -> BoxAutom
     lengths = {len(chain) for choices in states for chain, target, _ in choices if target != FINAL} or {1}
     ragged, width, most = len(lengths) > 1, max(lengths), max(map(len, states))
 
-    def table(value, nothing, dtype=np.int32) -> np.ndarray:
+    def table(value: Any, nothing: Any, dtype: Any = np.int32) -> Any:
         return np.array([[value(c) for c in choices] + [nothing] * (most - len(choices)) for choices in states], dtype)
 
     return BoxAutomaton(
@@ -138,7 +138,7 @@ def _arrays(states: list[tuple], start: tuple[int, ...], boxes: Any) -> BoxAutom
         target=table(lambda c: c[1], FINAL),
         offset=table(lambda c: c[2], 0),
         boxes=boxes,
-        spans=np.unique(boxes[:, [0, 2]], axis=0),
+        spans=np.unique(boxes[:, [0, 2]], axis=0),  # pyright: ignore[reportArgumentType]
         start=start,
         initial=len(states) - 1,
         ragged=ragged,

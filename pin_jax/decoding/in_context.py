@@ -76,7 +76,7 @@ class InContext:
         """What stands in front of a question's own text."""
         return "".join(self.frame.prompt(shot.prompt) + shot.answer + self.frame.suffix for shot in self.draw(question))
 
-    def media(self, questions: Sequence[int], vision: np.ndarray) -> np.ndarray:
+    def media(self, questions: Sequence[int] | np.ndarray, vision: np.ndarray) -> np.ndarray:
         """Vision tokens float[R, N, D] of the questions' own images -> float[R, k + 1, N, D], the examples' first."""
         shots = [[shot.image for shot in self.draw(question)] for question in questions]
         shown = self.vision[np.array(shots, int).reshape(len(shots), self.k)]

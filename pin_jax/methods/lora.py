@@ -56,10 +56,9 @@ class LoraVision:
         Raises:
           UserError: no dense layer has such a path.
         """
+        leaves: dict[str, Any] = traverse_util.flatten_dict(frozen, sep="/")
         kernels = {
-            name.removesuffix("/kernel"): leaf.shape
-            for name, leaf in traverse_util.flatten_dict(frozen, sep="/").items()
-            if name.endswith("/kernel")
+            name.removesuffix("/kernel"): leaf.shape for name, leaf in leaves.items() if name.endswith("/kernel")
         }
         chosen = [name for name in sorted(kernels) if re.fullmatch(self.layers, name)]
         if not chosen:
@@ -77,7 +76,7 @@ class LoraVision:
 
     def inserts(self, params: Any, rng: jax.Array | None = None, images: int = 1) -> Inserts:
         """Parameters -> the branches at their dense layers, b scaled; with dropout, a random key for each layer."""
-        flat = traverse_util.flatten_dict(params, sep="/")
+        flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
         out = {}
         for i, name in enumerate(sorted(key.removesuffix("/a") for key in flat if key.endswith("/a"))):
             a, b = flat[f"{name}/a"], flat[f"{name}/b"]
@@ -108,7 +107,7 @@ def merge(frozen: Any, inserts: Inserts, sign: int = 1) -> tuple[Any, Inserts]:
             return {**tree, "kernel": (tree["kernel"] + sign * product).astype(tree["kernel"].dtype)}
         return {**tree, **{name: added(tree[name], inner) for name, inner in branches.items()}}
 
-    return added(frozen, inserts.lora or {}), inserts.replace(lora=None)
+    return added(frozen, inserts.lora or {}), dataclasses.replace(inserts, lora=None)
 
 
 def unmerge(frozen: Any, inserts: Inserts) -> Any:

@@ -24,7 +24,7 @@ def sinusoid(tokens: int, channels: int = 64) -> jax.Array:
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1).reshape(tokens, channels)
 
 
-def _torch_linear(rng: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, fan_in: int | None = None) -> jax.Array:
+def _torch_linear(rng: jax.Array, shape: Any, dtype: Any = jnp.float32, fan_in: Any = None) -> jax.Array:
     """torch's Linear default: uniform in +-1/sqrt(fan_in), for weight and bias alike."""
     bound = 1 / math.sqrt(fan_in or shape[0])
     return jax.random.uniform(rng, shape, dtype, -bound, bound)
@@ -106,5 +106,5 @@ class Pin:
 
     def inserts(self, params: Any, rng: jax.Array | None = None, images: int = 1) -> Inserts:
         """Parameters -> what goes into the VLM: psi(S) float[N, D] on the vision encoder's output x float[N, D]."""
-        psi_of_s = self.module.apply({"params": params})
+        psi_of_s: Any = self.module.apply({"params": params})
         return Inserts(vision_output=psi_of_s)  # x* = x + psi(S), by Inserts.after_vision

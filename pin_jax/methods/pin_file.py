@@ -68,7 +68,7 @@ def read(path: str | pathlib.Path, config: Any) -> tuple[Pin, Any]:
     if learned:
         tensors["positions"] = positions
     count = sum(key.endswith(".weight") and ".norm_" in key for key in tensors)
-    norms = [tensors.get(f"mlp.norm_{i}.weight") for i in range(count)]
+    norms: list[Any] = [tensors.get(f"mlp.norm_{i}.weight") for i in range(count)]
     odd = [i for i, norm in enumerate(norms) if norm is not None and len(norm.shape) != 1]
     if odd:
         raise UserError(

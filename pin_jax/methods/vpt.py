@@ -55,7 +55,7 @@ class Tokens:
             keep = 1 - self.dropout
             kept = jax.random.bernoulli(rng, keep, (images, *tokens.shape))
             tokens = jnp.where(kept, tokens / keep, 0)
-        return Inserts(**{self.place: tokens})
+        return dataclasses.replace(Inserts(), **{self.place: tokens})
 
 
 @dataclasses.dataclass(frozen=True)

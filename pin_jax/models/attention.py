@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from pin_jax.models.interface import KeysValues
+
 NEGATIVE = -1e9  # finite: a row of hidden keys stays a number
 # Logits of one head, from which on a CPU computes the heads one by one, so that each map stays in its cache.
 LARGE_MAP = 2**16
@@ -74,12 +76,12 @@ def by_head(
 
     Where the map of a head is large, one head after the other: two to three times faster than all at once.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
     def attend(qkv):
         q, k, v = qkv
-        logits = scale * jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide)
+        logits = factor * jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=wide)
         return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
@@ -128,17 +130,17 @@ def over_segments(
     """
     if len(segments) == 1 and segments[0][0].shape[0] == q.shape[0]:
         return plain(q, *segments[0], scale=scale)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
 
     def logits(k, bias):
         shared = rearrange(q, "(b r) t h d -> b r t h d", b=len(k))
-        found = jnp.einsum("brthd,bshd->brhts", shared, k, preferred_element_type=jnp.float32) * scale
+        found = jnp.einsum("brthd,bshd->brhts", shared, k, preferred_element_type=jnp.float32) * factor
         own = len(bias) == len(q)
         found = found + (rearrange(bias, "(b r) h t s -> b r h t s", b=len(k)) if own else bias[:, None])
         return rearrange(found, "b r h t s -> (b r) h t s")
 
     weights = jax.nn.softmax(jnp.concatenate([logits(k, bias) for k, _, bias in segments], -1), -1).astype(q.dtype)
-    out, start = 0, 0
+    out, start = jnp.zeros((), q.dtype), 0
     for k, v, _ in segments:
         part = rearrange(weights[..., start : start + k.shape[1]], "(b r) h t s -> b r h t s", b=k.shape[0])
         out = out + rearrange(jnp.einsum("brhts,bshd->brthd", part, v), "b r t h d -> (b r) t h d")
@@ -172,9 +174,9 @@ def causal(queries: Int[Array, "#R T"], keys: Int[Array, " S"], mask: Bool[Array
     return ((keys <= queries[..., None]) & mask[:, None, :])[:, None]
 
 
-def write(cache: tuple[Array, ...], new: tuple[Array, ...], index: Int[Array, "*R"] | int) -> tuple[Array, ...]:
+def write(cache: KeysValues, new: KeysValues, index: Int[Array, "*R"] | int) -> KeysValues:
     """Writes keys and values float[R, T, H, d] into a cache float[R, S, H, d]; `index` as in `extend`."""
-    return tuple(extend(old, x, index) for old, x in zip(cache, new, strict=True))
+    return extend(cache[0], new[0], index), extend(cache[1], new[1], index)
 
 
 def extend(
@@ -187,7 +189,7 @@ def extend(
         lie beyond S is dropped in the second case, and must not happen in the first.
     """
     new = new.astype(cache.dtype)
-    if jnp.ndim(index) == 0:
+    if isinstance(index, int) or index.ndim == 0:
         return jax.lax.dynamic_update_slice_in_dim(cache, new, index, 1)
     place = jnp.arange(cache.shape[1]) - index[:, None]  # of each slot among the new ones
     moved = jnp.take_along_axis(new, place.clip(0, new.shape[1] - 1)[..., None, None], 1)

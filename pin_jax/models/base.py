@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,7 @@ class FusedModel(nn.Module):
           float32, over the T of input_ids; with labels over theirs.
         """
         if vision is None:
+            assert pixels is not None
             vision = self.encode(pixels, inserts)
         x, mask, prefix, media = self._embed(vision, input_ids, attention_mask, inserts)
         logits = self.lm(x, mask, labels, media)
@@ -121,7 +123,7 @@ class FusedModel(nn.Module):
         x, media = self.read(self.fuse(vision, inserts), ids)
         x, mask, prefix = inserts.before_text(x, mask)
         if media is not None:  # what stands in front of the text sees no image
-            media = media.replace(index=jnp.pad(media.index, [(0, 0), (prefix, 0)]))
+            media = dataclasses.replace(media, index=jnp.pad(media.index, [(0, 0), (prefix, 0)]))
         return x, mask, prefix, media
 
 

@@ -57,7 +57,7 @@ class Blip2(ImagesInText):
         config = self.config
         self.vision, self.qformer = ViT(config.vision), QFormer(config.qformer)
         self.projection = layers.dense(config.lm.width, dtype=config.lm.dtype)
-        self.lm = (T5 if isinstance(config.lm, T5Config) else OPT)(config.lm)
+        self.lm = T5(config.lm) if isinstance(config.lm, T5Config) else OPT(config.lm)
 
     def fusion(self, vision: Float[Array, "B N D"]) -> Float[Array, "B Q D_lm"]:
         """Vision tokens of images -> projected queries."""

@@ -137,7 +137,8 @@ class MapHead(nn.Module):
         """All tokens of an image -> one."""
         probe = jnp.broadcast_to(self.probe.astype(tokens.dtype), (tokens.shape[0], 1, self.config.width))
         parts = (self._part(x, i) for i, x in enumerate((probe, tokens, tokens)))
-        out = attention.plain(*(rearrange(x, "b n (h d) -> b n h d", h=self.config.heads) for x in parts))
+        q, k, v = (rearrange(x, "b n (h d) -> b n h d", h=self.config.heads) for x in parts)
+        out = attention.plain(q, k, v)
         return self._mlp(self.out(rearrange(out, "b n h d -> b n (h d)")))[:, 0]
 
     def tokens(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B N D"]:

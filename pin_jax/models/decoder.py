@@ -5,6 +5,7 @@ OPT and the language models of Flamingo differ in how places are told (`place`, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,7 +108,7 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "R P V"], Int[Array, "R P"], Float[Array, "R P"]]:
         """Teacher forcing; see the interface."""
         prefix = x.shape[1] - texts["ids"].shape[1]
-        media = None if media is None else media.replace(index=media.index[:, :-1])
+        media = None if media is None else dataclasses.replace(media, index=media.index[:, :-1])
         hidden, _ = self._read(x[:, :-1], mask[:, :-1], self.media_keys(media))  # the last token is only predicted
         if "places" in texts:  # a token is predicted at the one before it
             hidden = at_places(hidden, prefix + texts["places"] - 1)
@@ -129,7 +130,7 @@ class Decoder(nn.Module):
             first = self.embed(jnp.broadcast_to(jnp.array(start), (x.shape[0], len(start)))).astype(x.dtype)
             x, more = jnp.concatenate([x, first], 1), [(0, 0), (0, len(start))]
             mask = jnp.pad(mask, more, constant_values=True)
-            media = None if media is None else media.replace(index=jnp.pad(media.index, more, "edge"))
+            media = None if media is None else dataclasses.replace(media, index=jnp.pad(media.index, more, "edge"))
         seen = self.media_keys(media)
         hidden, keys = self._read(x, mask, seen)
         cache = Cache(
@@ -138,9 +139,9 @@ class Decoder(nn.Module):
             text=jax.tree.map(lambda a: jnp.zeros((*a.shape[:2], steps, *a.shape[3:]), a.dtype), keys),
             index=jnp.zeros(x.shape[:1] if ragged else (), jnp.int32),
         )
-        if seen is not None:
+        if seen is not None and media is not None:
             media_keys, media_mask = self.recent(media, *seen)
-            cache = cache.replace(media=media_keys, media_mask=media_mask)
+            cache = dataclasses.replace(cache, media=media_keys, media_mask=media_mask)
         return self.logits(hidden[:, -1]), cache
 
     def step(
@@ -156,12 +157,12 @@ class Decoder(nn.Module):
         bias = self.bias(columns, read + jnp.arange(room), written)
         before = self.bias(columns, jnp.arange(read), cache.per_row(mask) if index.ndim else mask)
         media = None
-        if cache.media is not None:
+        if cache.media is not None and cache.media_mask is not None:
             seen = cache.per_row(cache.media_mask)[:, None]
             media = cache.media, jnp.broadcast_to(seen, (seen.shape[0], count, seen.shape[2]))
         x, text = self.run(x, self.told(columns, places), bias, media, (cache.prompt, before), cache.text, index)
         index = index + (count if lengths is None else lengths)
-        return self.logits(after(x, lengths)), cache.replace(text=text, index=index)
+        return self.logits(after(x, lengths)), dataclasses.replace(cache, text=text, index=index)
 
 
 def after(x: Float[Array, "R T D"], lengths: Int[Array, " R"] | None) -> Float[Array, "R D"]:

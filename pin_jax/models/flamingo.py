@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -140,7 +141,7 @@ class GatedDecoder(Decoder):
         most recent image before it."""
         gate, _ = self._gate()
         tokens = rearrange(media.tokens, "b i l d -> b (i l) d")
-        keys = jax.vmap(lambda own: gate.apply(own, tokens, method="keys"))(self.gates)
+        keys: Any = jax.vmap(lambda own: gate.apply(own, tokens, method="keys"))(self.gates)
         owner = jnp.repeat(jnp.arange(1, media.tokens.shape[1] + 1), media.tokens.shape[2])
         return keys, media.index[..., None] == owner
 
@@ -156,16 +157,17 @@ class GatedDecoder(Decoder):
         if images == 1 or samples != len(index):
             return keys, seen[:, -1]
         last = (index - 1).clip(0)[None, :, None, None, None, None]
-        keys = tuple(
+        key, value = (
             jnp.take_along_axis(rearrange(k, "g b (i l) h d -> g b i l h d", i=images), last, 2)[:, :, 0] for k in keys
         )
-        return keys, jnp.broadcast_to(index[:, None] > 0, (len(index), length))
+        return (key, value), jnp.broadcast_to(index[:, None] > 0, (len(index), length))
 
     def run(self, x, columns, bias, media=None, prompt=None, text=None, index=0):
         """All blocks, in groups that begin with a gated layer before their last block; see `Decoder.run`."""
         every, depth = self.config.cross_every, self.config.lm.depth
         groups = depth // every
         block_layer, gate_layer = self._block()[0], self._gate()[0]
+        assert media is not None  # a Flamingo reads none without
         context, (media_keys, visible) = self.config.lm.context(columns), media
 
         def layer(x, inputs):

@@ -8,6 +8,7 @@ computed of it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -118,7 +119,7 @@ class Cache:
     def reorder(self, rows: Int[Array, " R_new"]) -> Cache:
         """The cache whose row i is what row rows[i] was, of the same prompt; R_new may be another multiple of P."""
         text = jax.tree.map(lambda a: a[:, rows], self.text)
-        return self.replace(text=text, index=self.index[rows] if self.index.ndim else self.index)
+        return dataclasses.replace(self, text=text, index=self.index[rows] if self.index.ndim else self.index)
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -141,11 +142,17 @@ class VisionLanguageModel(Protocol):
 
     config: Any
 
+    def apply(self, variables: Any, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
+        """Linen's: calls a method with these variables."""
+        ...
+
     def encode(self, pixels: Float[Array, "B I H W 3"], inserts: Inserts) -> Float[Array, "B I N D"]:
         """Normalised pixels -> vision tokens."""
+        ...
 
     def fuse(self, vision: Float[Array, "B I N D"], inserts: Inserts) -> Float[Array, "B I L D_media"]:
         """Vision tokens -> media, whatever the language model reads, with x* = x + psi(S) in between."""
+        ...
 
     def __call__(
         self,
@@ -157,6 +164,7 @@ class VisionLanguageModel(Protocol):
         labels: Int[Array, "R T_labels"] | None,
     ) -> Float[Array, "R T_out V"]:
         """Logits float32 of whole texts; `labels` of an encoder-decoder language model only."""
+        ...
 
     def predict(
         self, vision: Float[Array, "B I N D"], texts: Mapping[str, Array], inserts: Inserts
@@ -168,6 +176,7 @@ class VisionLanguageModel(Protocol):
             another, labels int[R, T] too, to which target belongs. With places int[R, P], where tokens of weight stand
             (-1 for none), only these go through the head; without, P is all that can count.
         """
+        ...
 
     def prefill(
         self,
@@ -185,6 +194,7 @@ class VisionLanguageModel(Protocol):
           start: tokens that every answer starts with, read with the prompt.
           ragged: rows will be given different numbers of tokens.
         """
+        ...
 
     def step(
         self, cache: Cache, tokens: Int[Array, " R *T"], lengths: Int[Array, " R"] | None
@@ -195,6 +205,7 @@ class VisionLanguageModel(Protocol):
           lengths: in a ragged cache, how many of the T are a row's own; the pads behind them are overwritten by what
             comes next. A row that is given none has logits that mean nothing.
         """
+        ...
 
 
 @runtime_checkable
@@ -203,6 +214,7 @@ class LanguageModel(Protocol):
 
     def embed(self, ids: Int[Array, "R T"]) -> Float[Array, "R T D"]:
         """Embeddings of tokens, without positions."""
+        ...
 
     def __call__(
         self,
@@ -212,6 +224,7 @@ class LanguageModel(Protocol):
         media: Media | None,
     ) -> Float[Array, "R T_out V"]:
         """Embeddings, with pads and holes anywhere -> logits float32."""
+        ...
 
     def predict(
         self,
@@ -226,6 +239,7 @@ class LanguageModel(Protocol):
         Args:
           skip: no token of `texts` before this place counts in the loss, so none before it is predicted.
         """
+        ...
 
     def prefill(
         self,
@@ -237,11 +251,13 @@ class LanguageModel(Protocol):
         media: Media | None,
     ) -> tuple[Float[Array, "R V"], Cache]:
         """See `VisionLanguageModel.prefill`."""
+        ...
 
     def step(
         self, cache: Cache, tokens: Int[Array, " R *T"], lengths: Int[Array, " R"] | None
     ) -> tuple[Float[Array, "R V"], Cache]:
         """See `VisionLanguageModel.step`."""
+        ...
 
 
 def target_tokens(

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Key, Shaped
 
 from pin_jax.models import attention
@@ -42,7 +43,7 @@ class Dense(nn.Dense):
         if not self.has_variable("lora", "a"):
             return y
         a, b = (self.get_variable("lora", name) for name in "ab")
-        x, a, b = nn.dtypes.promote_dtype(inputs, a, b, dtype=self.dtype or y.dtype)
+        x, a, b = promote_dtype(inputs, a, b, dtype=self.dtype or y.dtype)
         if self.has_variable("lora", "key"):
             x = dropped(self.get_variable("lora", "key"), self.get_variable("lora", "rate"), x)
         return y + x @ a @ b
@@ -137,7 +138,7 @@ def scan(body: Callable, carry: Any, xs: Any, *, unroll: bool, remat: bool | str
             carry, y = layer(carry, jax.tree.map(lambda x, i=i: x[i], xs))
             outputs.append(y)
         return carry, jax.tree.map(lambda *y: jnp.stack(y), *outputs)
-    policy = REMAT[{True: "full", False: "none"}.get(remat, remat)]
+    policy = REMAT[remat if isinstance(remat, str) else "full" if remat else "none"]
     if policy is not None:
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=unroll)
     return jax.lax.scan(layer, carry, xs, unroll=True if unroll else 1)

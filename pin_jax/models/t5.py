@@ -78,7 +78,8 @@ class T5Attention(nn.Module):
 
     def keys(self, x: Float[Array, "B S D"]) -> KeysValues:
         """Keys and values float[B, S, H, d]."""
-        return tuple(rearrange(f(x), "b s (h d) -> b s h d", h=self.config.heads) for f in (self.k, self.v))
+        k, v = (rearrange(f(x), "b s (h d) -> b s h d", h=self.config.heads) for f in (self.k, self.v))
+        return k, v
 
     def __call__(self, x: Float[Array, "R T D"], keys: KeysValues, bias: attention.Bias) -> Float[Array, "R T D"]:
         """x over keys and values float[B, S, H, d]; bias as in `attention.over_segments`."""
@@ -133,7 +134,7 @@ class T5Block(nn.Module):
         if text is not None:
             keys = attention.write(text, keys, index)
         x = x + self.self_attention(y, keys, bias)
-        if self.cross:
+        if read is not None:
             x = x + self.cross_attention(self.norm_cross(x), read[:2], read[2])
         y = self.norm_2(x)
         return x + self.wo(layers.ACTIVATIONS[self.config.act](self.wi_0(y)) * self.wi_1(y)), keys
@@ -164,9 +165,10 @@ class T5Stack(nn.Module):
     def cross_keys(self, read: Float[Array, "B S D"]) -> KeysValues:
         """The encoder's output -> keys and values of every layer, float[K, B, S, H, d]."""
         block = self._block()[0]
-        return jax.vmap(lambda own: block.apply(own, read, method="cross_keys"))(self.blocks)
+        keys: Any = jax.vmap(lambda own: block.apply(own, read, method="cross_keys"))(self.blocks)
+        return keys
 
-    def __call__(self, x, bias, read=None, text=None, index=0):
+    def __call__(self, x: Array, bias: Array, read: Any = None, text: Any = None, index: Any = 0) -> Any:
         """All blocks and the norm; read: (keys and values [K, ...], bias), text: keys and values [K, ...]."""
         block = self._block()[0]
 
@@ -274,4 +276,4 @@ class T5(nn.Module):
         read = cache.prompt, attention.visible(cache.prompt_mask)[:, None, None]
         x, text = self.decoder(self.embed(tokens), bias, read, cache.text, index)
         index = index + (count if lengths is None else lengths)
-        return self.head(after(x, lengths)), cache.replace(text=text, index=index)
+        return self.head(after(x, lengths)), dataclasses.replace(cache, text=text, index=index)

@@ -181,7 +181,7 @@ class ViTBlock(nn.Module):
         self,
         streams: Streams,
         attention_fn: AttentionFn | SecondStream,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, int] = (0, 0),
         first: int = 0,
     ) -> Streams:
         config, x, z = self.config, streams.tokens, streams.second
@@ -200,7 +200,9 @@ class ViTBlock(nn.Module):
             return x + fc2(layers.ACTIVATIONS[config.act](fc1(norm_2(x))))
 
         if z is None:
+            assert not isinstance(attention_fn, SecondStream)
             return Streams(add_mlp(x + attended(attention_fn)))
+        assert isinstance(attention_fn, SecondStream)
         seen = attended(attention_fn.attend)
         z = z + seen if attention_fn.residual else seen
         return Streams(add_mlp(x + attended(attention.vision)), add_mlp(z) if attention_fn.mlp else z)
@@ -262,7 +264,7 @@ class ViT(nn.Module):
         blocks = layers.stack(self, "blocks", lambda rng: init(rng, Streams(x), attention.vision))
 
         first = x.shape[1] - (grid[0] * grid[1] if keep is None else len(keep) - int(config.class_token))
-        apply = functools.partial(block.apply, attention_fn=attention_fn, grid=grid, first=first)
+        apply: Callable[..., Any] = functools.partial(block.apply, attention_fn=attention_fn, grid=grid, first=first)
         post_norm = (
             nn.LayerNorm(epsilon=config.eps, dtype=config.dtype, name="post_norm") if config.post_norm else lambda x: x
         )
@@ -276,7 +278,7 @@ class ViT(nn.Module):
         def layer(i: Array | int) -> dict[str, Any]:  # indexed, not sliced: slices of the stack would be copies
             return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), blocks)
 
-        def run(streams: Streams, start: int, stop: int, **other: Any) -> Streams:
+        def run(streams: Streams, start: int, stop: int, **other: Any) -> Any:
             places = jnp.arange(start, stop)
             return scan(lambda streams, i: (apply(layer(i), streams, **other), None), streams, places)[0]
 

@@ -29,7 +29,7 @@ INSERT, EXPORTED, RESULTS = "insert.safetensors", "insert.pt", "results.json"
 NO_INSERT, SHIPPED = "none", "shipped"  # words of config.insert; anything else is a file
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: ConfigDict, workdir: epath.Path) -> None:
     """Does what config.run names."""
     if config.run not in RUNS:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")

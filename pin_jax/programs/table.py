@@ -6,7 +6,6 @@ not run again, and is refused if its budget was another. Rows without parameters
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pathlib
 import platform
@@ -18,7 +17,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from configs.lib import schema
+from configs.lib import catalogue, schema
 from input_pipeline.errors import UserError
 from pin_jax import evaluate, train
 from pin_jax.programs import pin
@@ -51,11 +50,8 @@ def model_config(source: str) -> ConfigDict:
       UserError: there is no such file or variant.
     """
     path, _, variant = source.partition(":")
-    spec = importlib.util.spec_from_file_location(f"table_{pathlib.Path(path).stem}", path)
     try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.get_config(variant)
+        return catalogue.get_config(path, variant)
     except (OSError, ValueError, AttributeError, TypeError, KeyError, SyntaxError) as error:
         raise UserError(f"config.configs {source}: {error}; expected FILE.py:VARIANT") from error
 
@@ -217,7 +213,7 @@ def write(config: ConfigDict, workdir: pathlib.Path, table: dict[str, Any]) -> N
         reporting.results_table(model, rows, (*SCORES, "std", "unparsed", "parameters", "seconds"))
     files.write_json(out.with_suffix(".json"), table)
     files.write_bytes(out.with_suffix(".md"), markdown(config, table).encode())
-    bars = {
+    bars: Any = {
         model: {name: (row["mIoU"] or 0, row["std"] or 0) for name, row in rows.items()}
         for model, rows in table.items()
     }

@@ -139,7 +139,9 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            whole, sealed = None, (self.folder / str(step) / DIGESTS).exists()
+            whole: Any = None
+            there: dict[str, str] = {}
+            sealed = (self.folder / str(step) / DIGESTS).exists()
             damage = _damage(self.folder / str(step)) if sealed and jax.process_index() == 0 else ""
             if sharding.on_every_process(not damage):
                 try:
@@ -149,7 +151,8 @@ class Checkpoints:
                 except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
                     damage = type(error).__name__
             if sharding.on_every_process(whole is not None):
-                self._refuse_another(step, *whole[:2], there, _shapes(state))
+                identity, config, data = whole
+                self._refuse_another(step, identity, config, there, _shapes(state))
                 abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
                 restored = None
                 try:
@@ -161,7 +164,7 @@ class Checkpoints:
                         ) from error
                     damage = type(error).__name__
                 if sharding.on_every_process(restored is not None):
-                    return step, restored, _from_json(whole[2])
+                    return step, restored, _from_json(data)
             say(f"checkpoint {step} in {self.folder} is broken ({damage or 'another process'}); trying the one before")
             self._set_aside(step)
         if steps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ def listed(given: str | Sequence[str]) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def refuse_another(workdir: pathlib.Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+def refuse_another(workdir: os.PathLike[str], theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     """Refuses a workdir whose config is another one, in any entry of mine.
 
     Raises:

@@ -148,7 +148,7 @@ class _Rows:
         for file in self._files:
             os.fsync(file.fileno())
             file.close()
-        about = {"dtype": str(self.dtype), "shape": list(self._shape), "crc32": self.sums}
+        about = {"dtype": str(self.dtype), "shape": list(self._shape or ()), "crc32": self.sums}
         _card(path).write_text(json.dumps(about))
         os.replace(self.path, path)
         self.sums_path.unlink()
@@ -204,29 +204,30 @@ def build(
     except (Broken, OSError) as error:
         say(f"feature cache {path} is damaged ({error}); it is made anew")
     if sharding.on_every_process(bank is not None):
+        assert bank is not None
         return bank
     files.make_folder(folder)
     writes = workdirs.owner(folder) == sharding.process_index()
     with _building(path) if writes else contextlib.nullcontext():
         rows = _Rows(path, len(scenes)) if writes else None
         try:
-            done = sharding.least(len(rows.sums) if writes else len(scenes)) // batch_size
-            if done and writes:
+            done = sharding.least(len(rows.sums) if rows else len(scenes)) // batch_size
+            if done and rows:
                 say(f"feature cache {path.name}: going on from {done * batch_size:,} of {len(scenes):,}")
-            if writes:
+            if rows:
                 rows.go_on(done * batch_size)
-            if encode is not None or writes:
+            if encode is not None or rows:
                 for part in _computed(scenes, encode, batch_size, done):
-                    if writes:
+                    if rows:
                         rows.append(part)
                     done += 1
                     progress(min(done * batch_size, len(scenes)))
                     if encode is not None:  # then all processes come by
                         preemption.check()
-            if writes:
+            if rows:
                 rows.finish(path)
         except (OSError, Broken) as error:
-            if writes:
+            if rows:
                 rows.remove()
             full = "free disk space, or" if "free" in remedy(error) else ""
             raise UserError(

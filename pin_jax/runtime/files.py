@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from etils import epath
 from safetensors import SafetensorError
 
 from input_pipeline.errors import UserError, reason, remedy
+
+AnyPath = pathlib.Path | epath.Path
 
 
 def is_remote(path: os.PathLike[str]) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -75,7 +76,7 @@ class Profile:
             jax.profiler.start_trace(os.fspath(self._folder))
             self._running = True
 
-    def after(self, step: int, result: jax.Array) -> None:
+    def after(self, step: int, result: Any) -> None:
         """To be called behind a step, with something that it computed: ends the trace behind the last."""
         if self._running and step >= self._steps[1]:
             jax.block_until_ready(result)

@@ -137,8 +137,10 @@ def put(tree: Any, places: Any) -> Any:
     return jax.tree.map(put_leaf, tree, places)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
     """A host-local tree, the same on every process, as global arrays that stand on every device."""
+    if mesh is None:
+        return tree
     where = NamedSharding(mesh, PartitionSpec())
     return put(tree, jax.tree.map(lambda _: where, tree))
 
@@ -212,12 +214,14 @@ def largest(value: int) -> int:
     return value if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(value)).max())
 
 
-def process_part(mesh: Mesh) -> tuple[int, int]:
+def process_part(mesh: Mesh | None) -> tuple[int, int]:
     """(index, count): which part of a batch this process reads; processes that share rows read the same one.
 
     Raises:
       UserError: processes share a part of their rows only.
     """
+    if mesh is None:
+        return 0, 1
     owners: dict[int, set[int]] = {}
     places = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     for row, devices in enumerate(places):

@@ -7,13 +7,17 @@ import os
 import pathlib
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (the backend must be chosen first)
 import numpy as np  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
+from matplotlib.text import Text  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from pin_jax.runtime import files  # noqa: E402
@@ -26,7 +30,7 @@ DPI, SMALLEST_DPI = 110, 50
 LABEL_PAD = 3  # pixels around a name
 
 
-def _save(figure: plt.Figure, path: os.PathLike[str]) -> None:
+def _save(figure: Figure, path: os.PathLike[str]) -> None:
     """Saves a figure as a PNG of at most `LARGEST` bytes: in 256 colours, then smaller, where photographs need more."""
     dpi, colours = DPI, 0
     while True:
@@ -82,7 +86,7 @@ def place_labels(anchors: np.ndarray, sizes: np.ndarray, bounds: tuple[float, fl
     return np.array(placed).reshape(-1, 2)
 
 
-def _label(axes: plt.Axes, names: Sequence[str], boxes: Sequence[np.ndarray]) -> list[plt.Text]:
+def _label(axes: Axes, names: Sequence[str], boxes: Sequence[np.ndarray]) -> list[Text]:
     """Writes the names of boxes on an image whose place in the figure is settled."""
     texts = [
         axes.text(0, 0, textwrap.fill(name, 38), fontsize=7, color=INKS[k % len(INKS)], va="top",
@@ -91,14 +95,15 @@ def _label(axes: plt.Axes, names: Sequence[str], boxes: Sequence[np.ndarray]) ->
     ]  # fmt: skip
     if not texts:
         return texts
-    renderer, picture = axes.figure.canvas.get_renderer(), axes.get_window_extent()
+    canvas: Any = axes.figure.canvas  # of Agg
+    renderer, picture = canvas.get_renderer(), axes.get_window_extent()
     extents = [text.get_window_extent(renderer) for text in texts]
     sizes = np.array([(extent.width, extent.height) for extent in extents]) + 2 * LABEL_PAD
     corners = axes.transData.transform([(box[0], box[1]) for box in boxes])
     anchors = np.stack([corners[:, 0] - picture.x0, picture.y1 - corners[:, 1]], 1)  # y points down
     for text, (x, y) in zip(texts, place_labels(anchors, sizes, (picture.width, picture.height)), strict=True):
         at = (picture.x0 + x + LABEL_PAD, picture.y1 - y - LABEL_PAD)
-        text.set_position(axes.transData.inverted().transform(at))
+        text.set_position(tuple(axes.transData.inverted().transform(at)))
     return texts
 
 

@@ -17,7 +17,7 @@ def summary(
     others: Sequence[np.ndarray],
     parsed: np.ndarray,
     image_size: int,
-) -> dict[str, float | int]:
+) -> dict[str, float | int | None]:
     """Scores of one row of the table.
 
     Args:

@@ -77,8 +77,8 @@ def loss_fn(
     ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
     params = {**lm, "vision": vision_params}
     mask = ids != vlm.config.pad_token
-    logits = vlm.apply({"params": params}, None, ids, mask, vision=batch["vision"][:, None])[:, :-1]
-    return text_loss(logits, ids, batch["weights"].reshape(ids.shape))
+    logits: Any = vlm.apply({"params": params}, None, ids, mask, vision=batch["vision"][:, None])
+    return text_loss(logits[:, :-1], ids, batch["weights"].reshape(ids.shape))
 
 
 def text_loss(logits: jax.Array, ids: jax.Array, weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

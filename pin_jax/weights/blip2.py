@@ -227,9 +227,11 @@ def qformer(prefix: str = r"qformer\.", to: str = "qformer/", cross_every: int =
     def reading(index: int) -> int | None:
         return None if index % cross_every else index // cross_every
 
+    own: dict[str, Any] = {}
+    cross: dict[str, Any] = {"layer": reading}
     for name, ours, fields in (
-        ("attention", f"{to}blocks/attention", {}),
-        ("crossattention", f"{to}cross", {"layer": reading}),
+        ("attention", f"{to}blocks/attention", own),
+        ("crossattention", f"{to}cross", cross),
     ):
         for theirs in ("query", "key", "value"):
             rules += module(layer + rf"{name}\.attention\.{theirs}", f"{ours}/{theirs[0]}", **fields)
@@ -268,7 +270,8 @@ def t5(prefix: str = "", to: str = "") -> list[Rule]:
     ]
     for stack, last in (("encoder", 1), ("decoder", 2)):
         layer = prefix + rf"{stack}\.block\.(?P<layer>\d+)\.layer\."
-        ours, plain = f"{to}{stack}/blocks", {"bias": False}
+        ours = f"{to}{stack}/blocks"
+        plain: dict[str, Any] = {"bias": False}
         rules += [
             Rule(
                 prefix + rf"{stack}\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight",
@@ -315,7 +318,7 @@ def _dtypes(dtype: Any, kind: str) -> dict[str, Any]:
     """A name, `published`, or a mapping -> a dtype for each of `PARTS`; kind is `opt` or `t5`."""
     if dtype == "published":
         dtype = {"vision": PUBLISHED["vision"], "qformer": PUBLISHED["qformer"], "lm": PUBLISHED[kind]}
-    dtypes = dict(dtype) if isinstance(dtype, Mapping) else dict.fromkeys(PARTS, dtype)
+    dtypes: dict[str, Any] = dict(dtype) if isinstance(dtype, Mapping) else dict.fromkeys(PARTS, dtype)
     if set(dtypes) != set(PARTS):
         raise UserError(f"dtype {dtypes!r}: expected one name, published, or a name for each of {', '.join(PARTS)}")
     return dtypes
@@ -349,7 +352,9 @@ def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
       dtype: of weights and computation: a name, `published`, or a name for each of `PARTS`.
       **fields: see `config_of`.
     """
-    model, dtypes, around = architecture(str(folder), dtype, **fields)
+    built = architecture(str(folder), dtype, **fields)
+    assert built is not None, folder  # `recognises` has been asked
+    model, dtypes, around = built
     config = model.config
     where, found = preprocessor(folder)
     mean, std = pixel_statistics(found["image_mean"], found["image_std"], (CLIP_MEAN, CLIP_STD), str(where))

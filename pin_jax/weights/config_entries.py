@@ -57,10 +57,11 @@ def optional(kind: Kind) -> Kind:
     return Kind(f"{kind.says}, or null", lambda value: value is None or kind.test(value))
 
 
-def one_of(*values: Any) -> Kind:
+def one_of(first: Any, *others: Any) -> Kind:
     """One of a few values, of the same type."""
+    values = (first, *others)
     return Kind(
-        f"one of {', '.join(map(repr, values))}" if len(values) > 1 else repr(values[0]),
+        f"one of {', '.join(map(repr, values))}" if len(values) > 1 else repr(first),
         lambda value: any(_same(value, known) for known in values),
     )
 

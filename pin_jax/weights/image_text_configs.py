@@ -95,14 +95,15 @@ _TABLES = {
 HUGGING_FACE = tuple(_TABLES)
 
 
-def _hf_parts(meta: Mapping[str, Any], kind: str, where: str) -> tuple[dict, dict, dict]:
+def _hf_parts(meta: Mapping[str, Any], kind: str, where: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The computed entries of the whole, the vision and the text part; `*_config_dict` of older files goes first."""
     whole, vision, text = _TABLES[kind]
-    found = [whole.read(meta, where)]
-    for name, table in (("vision_config", vision), ("text_config", text)):
+
+    def inner(name: str, table: Any) -> dict[str, Any]:
         held = {**part(meta, name, where), **part(meta, f"{name}_dict", where)}
-        found.append(table.read(held, f"{where}, {name}"))
-    return tuple(found)
+        return table.read(held, f"{where}, {name}")
+
+    return whole.read(meta, where), inner("vision_config", vision), inner("text_config", text)
 
 
 def hf_vision(found: Mapping[str, Any], dtype: Any, **form: Any) -> ViTConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pathlib
+import os
 from typing import Any
 
 import jax
@@ -43,7 +43,7 @@ _EXPONENT = {
 }  # fmt: skip
 
 
-def unusable(array: np.ndarray) -> str:
+def unusable(array: Any) -> str:
     """What keeps an array from being a weight: another type than floating point, NaN, infinity; "" if nothing does."""
     array = np.asarray(array)
     if array.dtype.name not in _FLOATS:
@@ -58,7 +58,7 @@ def unusable(array: np.ndarray) -> str:
     return ""
 
 
-def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_safetensors(path: os.PathLike[str]) -> dict[str, np.ndarray]:
     """Tensors of a file.
 
     Raises:

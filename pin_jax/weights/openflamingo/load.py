@@ -54,7 +54,8 @@ def vision_config(folder: pathlib.Path) -> tuple[ViTConfig, tuple[float, ...], t
         names = ("image_mean", "image_std")
     if config.image_size % config.patch:
         raise UserError(f"vision model {folder}: patch {config.patch} does not divide its image of {config.image_size}")
-    return config, *pixel_statistics(*(pixels.get(name) for name in names), (CLIP_MEAN, CLIP_STD), str(where))
+    found = pixel_statistics(pixels.get(names[0]), pixels.get(names[1]), (CLIP_MEAN, CLIP_STD), str(where))
+    return config, *found
 
 
 def _is_open_clip(folder: pathlib.Path) -> bool:
@@ -203,9 +204,9 @@ def open_pieces(
                 tensors.add(f"vision_encoder.{name.removeprefix(inside)}", from_folder, name)
 
     dtype = None if dtype in (None, "published", "float32") else dtype
-    remat = remat != "none" and remat
+    again: Any = remat != "none" and remat
     config = FlamingoConfig(
-        vision=dataclasses.replace(vit, dtype=dtype, attention=attention, remat=remat),
+        vision=dataclasses.replace(vit, dtype=dtype, attention=attention, remat=again),
         lm=dataclasses.replace(lm, vocab=rows, dtype=dtype),
         perceiver=PerceiverConfig(
             width=vit.width,
@@ -221,10 +222,10 @@ def open_pieces(
         image_token=ids["image"],
         end_token=ids["end"],
         pad_token=ids["pad"],
-        remat=remat,
+        remat=again,
     )
     source = f"OpenFlamingo of {path}, {language} and {tower}"
-    dtypes = dict.fromkeys(PARTS, dtype or "float32")
+    dtypes: dict[str, Any] = dict.fromkeys(PARTS, dtype or "float32")
     table = openflamingo(every, config.lm)
     return Published(Flamingo(config), tensors, table, dtypes, words, Frame(), mean, std, source=source)
 
@@ -280,9 +281,9 @@ def _token_ids(
     """
     asked = None in given.values()
     tokenizer = _tokenizer(source, asked)
-    ids = dict(given)
+    ids: dict[str, Any] = dict(given)
     if tokenizer is not None:
-        found = dict(zip(("end", "image", "pad"), _add_tokens(tokenizer), strict=True))
+        found: dict[str, int] = dict(zip(("end", "image", "pad"), _add_tokens(tokenizer), strict=True))
         tokenizers.belongs(tokenizer, source, rows)
         if asked and own and len(tokenizer) != rows:
             raise UserError(
