@@ -25,6 +25,7 @@ from input_pipeline.errors import UserError
 from pin_jax import adapters, methods
 from pin_jax.runtime import files, launch, preemption, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
+from pin_jax.runtime.files import AnyPath
 from pin_jax.runtime.meter import Meter, Profile, device_memory
 from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser
 from pin_jax.runtime.prefetch import prefetched
@@ -145,7 +146,7 @@ def _sizes(inserts: Any, vision: jax.Array) -> dict[str, jax.Array]:
 # --- loop -------------------------------------------------------------------------------------------------------------
 
 
-def train(config: ConfigDict, workdir: epath.Path, vlm: VLM) -> Any:
+def train(config: ConfigDict, workdir: AnyPath, vlm: VLM) -> Any:
     """Trains, or goes on where the workdir's last checkpoint stands; returns the trained parameters.
 
     Raises:
@@ -245,7 +246,7 @@ def wandb_config(config: ConfigDict) -> dict[str, Any] | None:
     return json.loads(config.to_json_best_effort()) if config.get("wandb", False) else None
 
 
-def export_insert(config: ConfigDict, workdir: epath.Path, vlm: VLM, step: int, params: Any) -> None:
+def export_insert(config: ConfigDict, workdir: AnyPath, vlm: VLM, step: int, params: Any) -> None:
     """Writes inserts/STEP.safetensors beside the checkpoint of a step; those of the last config.keep steps stay."""
     if jax.process_index() > 0:
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,12 @@ from input_pipeline.pasted import sizes
 from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_lengths
 from pin_jax.runtime import feature_cache, reporting, sharding
+from pin_jax.runtime.files import AnyPath
 from pin_jax.scoring import first_batch
 from pin_jax.vlm import VLM
 
 
-def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_vision: bool = False) -> Curriculum:
+def training_source(config: ConfigDict, vlm: VLM, workdir: AnyPath, in_vision: bool = False) -> Curriculum:
     """Training samples in order; with config.cache_images > 0 from that many scenes, which are cached.
 
     Args:
@@ -37,11 +37,11 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
     # Features in another dtype are other features; those of float32 have the name that they always had.
     computed = vlm.identity if vlm.encoder_dtype == np.float32 else f"{vlm.identity} {vlm.encoder_dtype}"
     cached = min(config.cache_images, total) if config.cache_images else 0
-    parts = []
+    parts: list[Any] = []
     for phase, share in enumerate((config.curriculum, 1 - config.curriculum)):
         objects = (most, most) if phase == 0 else tuple(options["objects"])
         length = max(1, round((cached or total) * share))
-        scenes = Scenes(
+        scenes: Any = Scenes(
             scene_config(options, vlm.codec, split="train", objects=objects, vary=config.vary_backgrounds),
             2 * config.seed + phase,  # another seed, other scenes
             length,
@@ -52,7 +52,8 @@ def training_source(config: ConfigDict, vlm: VLM, workdir: pathlib.Path, in_visi
             with sizes.kept(scenes.cutouts, folder), bar as advance:
                 scenes = feature_cache.build(scenes, encode, folder, computed, progress=advance)
         parts.append(scenes)
-    return Curriculum(*parts, total, config.curriculum, config.seed)
+    early, late = parts
+    return Curriculum(early, late, total, config.curriculum, config.seed)
 
 
 def text_lengths(config: ConfigDict, vlm: VLM, source: Curriculum) -> tuple[int, int]:
@@ -120,13 +121,13 @@ def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.Shap
     return shapes | {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8)}
 
 
-def draw_first_batch(workdir: epath.Path, vlm: VLM, source: Curriculum, batch: dict[str, np.ndarray]) -> epath.Path:
+def draw_first_batch(workdir: AnyPath, vlm: VLM, source: Curriculum, batch: dict[str, np.ndarray]) -> epath.Path:
     """Draws the pictures, texts and boxes of the first batch; returns where."""
-    images = batch.get("image")
+    images: Any = batch.get("image")
     if images is None:  # features are cached: the same scenes, with their pictures
         _, count = sharding.process_part(vlm.mesh)
-        scenes = Curriculum(*(getattr(part, "scenes", part) for part in (source.early, source.late)),
-                            source.total, source.share, source.seed)  # fmt: skip
+        early, late = (getattr(part, "scenes", part) for part in (source.early, source.late))
+        scenes = Curriculum(early, late, source.total, source.share, source.seed)
         images = [scenes[i * count]["image"] for i in range(min(first_batch.SHOWN, len(batch["ids"])))]
     path = epath.Path(workdir) / "first_batch.png"
     hidden = (vlm.model.config.pad_token, vlm.model.config.image_token)

@@ -270,8 +270,8 @@ class ViT(nn.Module):
         )
         scan = functools.partial(layers.scan, unroll=config.unroll, remat=config.remat)
         if not isinstance(attention_fn, SecondStream):
-            streams, _ = scan(lambda streams, own: (apply(own, streams), None), Streams(x), blocks)
-            return Streams(post_norm(streams.tokens))
+            found, _ = scan(lambda streams, own: (apply(own, streams), None), Streams(x), blocks)
+            return Streams(post_norm(found.tokens))
         if not 0 <= attention_fn.blocks <= config.depth:
             raise ValueError(f"a second stream over {attention_fn.blocks} blocks; this ViT has {config.depth}")
 
@@ -283,8 +283,8 @@ class ViT(nn.Module):
             return scan(lambda streams, i: (apply(layer(i), streams, **other), None), streams, places)[0]
 
         split = config.depth - attention_fn.blocks
-        streams = run(Streams(x), 0, split, attention_fn=attention.vision)
-        streams = Streams(streams.tokens, streams.tokens)
+        before = run(Streams(x), 0, split, attention_fn=attention.vision)
+        streams: Any = Streams(before.tokens, before.tokens)
         if attention_fn.blocks:
             # The last block stands alone: where only z is used, the compiler drops x's half of it.
             streams = apply(layer(config.depth - 1), run(streams, split, config.depth - 1))

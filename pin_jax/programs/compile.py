@@ -7,7 +7,6 @@ machine with a CPU. Nothing is run and no weights are read.
 from __future__ import annotations
 
 import json
-import pathlib
 import re
 import time
 from typing import Any
@@ -21,6 +20,7 @@ from input_pipeline.text.box_codec import BoxCodec
 from pin_jax import methods, train, training_data
 from pin_jax.decoding import search as decode
 from pin_jax.runtime import files, flops, reporting, sharding, topology
+from pin_jax.runtime.files import AnyPath
 from pin_jax.vlm import VLM, skeleton
 from pin_jax.weights import registry
 from pin_jax.weights.parameters import count_parameters
@@ -28,7 +28,7 @@ from pin_jax.weights.parameters import count_parameters
 EFFICIENCY = 0.5  # of the peak, that large matrix products reach within a whole step
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: AnyPath) -> dict[str, Any]:
     """Compiles both steps, prints what they take, and writes results.json."""
     devices, chip = topology.describe(config.topology)
     mesh = sharding.make_mesh(config.mesh, 0 if config.get("batch_per_device", 0) else config.batch_size, devices)

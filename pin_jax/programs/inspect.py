@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,12 @@ from ml_collections import ConfigDict
 from pin_jax import adapters, evaluate, methods
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import files, reporting
+from pin_jax.runtime.files import AnyPath
 from pin_jax.scoring import figures, inspection
 from pin_jax.vlm import VLM
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None) -> dict[str, Any]:
     """Asks about the evaluation scenes with an adapter; writes inspection.json and inspection.png.
 
     Args:

@@ -20,6 +20,7 @@ from pin_jax.programs import compile as compiling
 from pin_jax.programs import diagnose, inspect
 from pin_jax.runtime import entries, files, optimiser, reporting, sharding
 from pin_jax.runtime.checkpoints import bound_to
+from pin_jax.runtime.files import AnyPath
 from pin_jax.scoring import coco_files, figures, photographs
 from pin_jax.vlm import VLM, load_vlm, on_grid
 from pin_jax.weights.files import of_project
@@ -29,7 +30,7 @@ INSERT, EXPORTED, RESULTS = "insert.safetensors", "insert.pt", "results.json"
 NO_INSERT, SHIPPED = "none", "shipped"  # words of config.insert; anything else is a file
 
 
-def run(config: ConfigDict, workdir: epath.Path) -> None:
+def run(config: ConfigDict, workdir: AnyPath) -> None:
     """Does what config.run names."""
     if config.run not in RUNS:
         raise UserError(f"config.run {config.run!r}: expected one of {', '.join(RUNS)}")
@@ -81,7 +82,7 @@ def open_vlm(config: ConfigDict, batch: int = 0) -> VLM:
     return on_grid(vlm, config.grid)
 
 
-def _claim(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> None:
+def _claim(config: ConfigDict, workdir: AnyPath, vlm: VLM) -> None:
     """Binds a workdir to the config that trains in it; another one is refused.
 
     Where config.json is lost or broken, the checkpoints say what the workdir is bound to.
@@ -115,7 +116,7 @@ def _claim(config: ConfigDict, workdir: pathlib.Path, vlm: VLM) -> None:
             files.write_json(path, theirs or mine)
 
 
-def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | None:
+def find_insert(config: ConfigDict, workdir: AnyPath) -> AnyPath | None:
     """The insert of a run that does not train, and says which it is.
 
     config.insert is a file, `shipped` (the one beside the small VLM) or `none` (the frozen VLM as it is); empty, it is
@@ -154,7 +155,7 @@ def find_insert(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | Non
     return path
 
 
-def inserts_of(path: pathlib.Path | None, vlm: VLM, own: str = "") -> tuple[str, Inserts | None]:
+def inserts_of(path: AnyPath | None, vlm: VLM, own: str = "") -> tuple[str, Inserts | None]:
     """Name of the method in a file and what it puts into the VLM; `raw` and None without a file.
 
     Args:
@@ -166,7 +167,7 @@ def inserts_of(path: pathlib.Path | None, vlm: VLM, own: str = "") -> tuple[str,
     return methods.describe(method)[0], method.inserts(params)
 
 
-def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None, seconds: float) -> None:
+def score(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None, seconds: float) -> None:
     """Evaluates an insert, prints the table, writes results, predictions and ground truth as JSON, and a picture.
 
     Args:
@@ -210,7 +211,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Pat
     reporting.say(f"wrote {workdir / RESULTS}, {workdir / 'predictions.png'}")
 
 
-def export(workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None) -> None:
+def export(workdir: AnyPath, vlm: VLM, path: AnyPath | None) -> None:
     """Writes an insert in the format of PIN's authors into the workdir.
 
     Raises:
@@ -231,7 +232,7 @@ def _check_predict(config: ConfigDict) -> None:
     open_image(config.image)
 
 
-def predict(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None) -> dict[str, Any]:
+def predict(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None) -> dict[str, Any]:
     """Finds config.prompts in config.image; writes boxes.json (pixels of the photograph) and boxes.png.
 
     Args:

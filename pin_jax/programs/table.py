@@ -7,7 +7,6 @@ not run again, and is refused if its budget was another. Rows without parameters
 from __future__ import annotations
 
 import json
-import pathlib
 import platform
 import statistics
 import time
@@ -23,6 +22,7 @@ from pin_jax import evaluate, train
 from pin_jax.programs import pin
 from pin_jax.runtime import files, reporting, sharding, workdirs
 from pin_jax.runtime.entries import listed, refuse_another
+from pin_jax.runtime.files import AnyPath
 from pin_jax.scoring import figures
 from pin_jax.weights.files import read_object
 
@@ -83,7 +83,7 @@ def row_config(config: ConfigDict, model: str, method: str, seed: int) -> Config
     return row
 
 
-def frozen_rows(row: ConfigDict, folder: pathlib.Path) -> None:
+def frozen_rows(row: ConfigDict, folder: AnyPath) -> None:
     """The rows without parameters."""
     begin = time.monotonic()
     rows, *_ = evaluate.evaluate(row, pin.open_vlm(row), None)
@@ -93,7 +93,7 @@ def frozen_rows(row: ConfigDict, folder: pathlib.Path) -> None:
         files.write_json(folder / pin.RESULTS, rows | extra)
 
 
-def has_run(row: ConfigDict, folder: pathlib.Path) -> bool:
+def has_run(row: ConfigDict, folder: AnyPath) -> bool:
     """Whether a folder has a row's results.
 
     Raises:
@@ -113,7 +113,7 @@ def has_run(row: ConfigDict, folder: pathlib.Path) -> bool:
     return True
 
 
-def refuse_other_weights(folder: pathlib.Path, weights: dict[pathlib.Path, str]) -> None:
+def refuse_other_weights(folder: AnyPath, weights: dict[AnyPath, str]) -> None:
     """Refuses a row that was trained on other frozen weights than the rows of its model before it.
 
     Args:
@@ -128,7 +128,7 @@ def refuse_other_weights(folder: pathlib.Path, weights: dict[pathlib.Path, str])
         refuse_another(folder, {"frozen": frozen}, {"frozen": first})
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: ConfigDict, workdir: AnyPath) -> None:
     """Runs what is missing, and writes the table.
 
     Raises:
@@ -141,7 +141,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         (row_config(config, model, method, seed), workdir / model / f"seed_{seed}" / (method or FROZEN))
         for model, seed, method in wanted
     ]
-    weights: dict[pathlib.Path, str] = {}
+    weights: dict[AnyPath, str] = {}
     for row, folder in rows:  # all are checked before any runs
         schema.check(row)
         if has_run(row, folder):
@@ -164,7 +164,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     sharding.barrier("table")
 
 
-def gather(workdir: pathlib.Path, models: list[str], seeds: list[int], methods: list[str]) -> dict[str, Any]:
+def gather(workdir: AnyPath, models: list[str], seeds: list[int], methods: list[str]) -> dict[str, Any]:
     """Means over seeds, from the rows' own files.
 
     Returns:
@@ -205,7 +205,7 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write(config: ConfigDict, workdir: pathlib.Path, table: dict[str, Any]) -> None:
+def write(config: ConfigDict, workdir: AnyPath, table: dict[str, Any]) -> None:
     """Prints the table, and writes it as JSON, as Markdown beside the paper's figures, and as a bar chart."""
     out = epath.Path(config.out) if config.out else workdir / "table"
     files.make_folder(out.parent)

@@ -12,6 +12,7 @@ import numpy as np
 from input_pipeline.text.box_codec import iou
 from input_pipeline.transforms import unsquash
 from pin_jax.runtime import files
+from pin_jax.runtime.files import AnyPath
 
 
 def _xywh(box: np.ndarray) -> list[float]:
@@ -19,7 +20,7 @@ def _xywh(box: np.ndarray) -> list[float]:
 
 
 def write(
-    workdir: pathlib.Path, records: Sequence[dict[str, Any]], answers: Sequence[Any], side: int, ending: str = ""
+    workdir: AnyPath, records: Sequence[dict[str, Any]], answers: Sequence[Any], side: int, ending: str = ""
 ) -> None:
     """Writes what was asked and answered, in pixels of the pictures as they were before they were squashed.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pathlib
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -146,7 +145,7 @@ def predictions(
     _save(figure, path)
 
 
-def loss_curve(path: pathlib.Path, rows: Sequence[dict[str, float]]) -> None:
+def loss_curve(path: os.PathLike[str], rows: Sequence[dict[str, float]]) -> None:
     """Saves loss against step from `reporting.read_scalars`."""
     rows = [row for row in rows if isinstance(row.get("loss"), int | float)]
     figure, axes = plt.subplots(figsize=(6, 3.5))
@@ -157,7 +156,7 @@ def loss_curve(path: pathlib.Path, rows: Sequence[dict[str, float]]) -> None:
     _save(figure, path)
 
 
-def inspection(path: pathlib.Path, name: str, found: dict, maps: np.ndarray | None) -> None:
+def inspection(path: os.PathLike[str], name: str, found: dict, maps: np.ndarray | None) -> None:
     """Saves what `pin_jax.scoring.inspection` found as one figure.
 
     Args:
@@ -205,7 +204,7 @@ def inspection(path: pathlib.Path, name: str, found: dict, maps: np.ndarray | No
     _save(figure, path)
 
 
-def bars(path: pathlib.Path, tables: dict[str, dict[str, tuple[float, float]]]) -> None:
+def bars(path: os.PathLike[str], tables: dict[str, dict[str, tuple[float, float]]]) -> None:
     """Saves mIoU of every row, with its standard deviation over seeds, a panel for each model.
 
     Args:

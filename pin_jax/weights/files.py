@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from input_pipeline.errors import UserError
@@ -136,7 +137,7 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({error}); fetch it again") from error
 
 
-def read_object(path: pathlib.Path) -> dict[str, Any]:
+def read_object(path: pathlib.Path | epath.Path) -> dict[str, Any]:
     """The object {...} that a JSON file holds.
 
     Raises:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
@@ -58,7 +59,7 @@ def unusable(array: Any) -> str:
     return ""
 
 
-def read_safetensors(path: os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_safetensors(path: pathlib.Path | epath.Path) -> dict[str, np.ndarray]:
     """Tensors of a file.
 
     Raises:
