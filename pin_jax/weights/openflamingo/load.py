@@ -113,7 +113,7 @@ class _Joined(Mapping[str, np.ndarray]):
     def files(self) -> list[pathlib.Path]:
         """The files that the tensors stand in."""
         sources = {id(source): source for source, _, _ in self._where.values()}
-        return sorted({path for source in sources.values() for path in getattr(source, "files", ())})
+        return sorted({path for source in sources.values() for path in source.files})  # pyright: ignore[reportAttributeAccessIssue]
 
     def __getitem__(self, key: str) -> np.ndarray:
         source, name, change = self._where[key]
