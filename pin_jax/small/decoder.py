@@ -44,7 +44,8 @@ def start(config: ConfigDict, workdir: pathlib.Path, shape: Shape, bank: Any, pa
 
     @jax.jit
     def read(tokens):
-        return shape.model.apply(fused, tokens[:, None], method="fuse")[:, 0]
+        fusion: Any = shape.model.apply(fused, tokens[:, None], method="fuse")
+        return fusion[:, 0]
 
     said = queries.QueryBank(bank, read)
     made_of = words.fit_words(
@@ -75,7 +76,7 @@ def data(config: ConfigDict, shape: Shape, decoder: Decoder, part: Any, phase: A
     """
     texts = captions.CaptionTexts(shape.tokenizer, shape.names, shape.codec, config.text_length, image="", **part.texts)
     made_of, count = decoder.held[0], config.qformer.queries
-    rows = tuple(len(table) for table in (made_of.objects, made_of.residual, made_of.background))
+    rows = len(made_of.objects), len(made_of.residual), len(made_of.background)
     number_texts = numbers.NumberTexts(
         shape.tokenizer, shape.names, shape.codec, count, rows, part.number_rows, config.text_length - 1,
         **phase["numbers"],

@@ -107,7 +107,8 @@ def right_answers(vlm: nn.Module, params: Any, batch: dict[str, jax.Array], plai
     """
     ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
     mask = ids != vlm.config.pad_token
-    logits = vlm.apply({"params": params}, None, ids, mask, vision=batch["vision"][:, None])[:, -1]
+    logits: Any = vlm.apply({"params": params}, None, ids, mask, vision=batch["vision"][:, None])
+    logits = logits[:, -1]
     right = logits.argmax(-1) == batch["answer"].reshape(-1)
     slot = batch["slot"].reshape(-1)
     out = {}

@@ -243,8 +243,9 @@ def loss_fn(
     )
     x = jnp.concatenate([media, params["lm"]["embedding"][ids]], 1)
     mask = jnp.concatenate([jnp.ones(media.shape[:2], bool), ids != pad], 1)
-    states = lm.apply({"params": params["lm"]}, x[:, :-1], mask[:, :-1], method="states")[:, :, media.shape[1] :]
-    logits = lm.apply({"params": params["lm"]}, states[-1], method="logits")
+    states: Any = lm.apply({"params": params["lm"]}, x[:, :-1], mask[:, :-1], method="states")
+    states = states[:, :, media.shape[1] :]
+    logits: Any = lm.apply({"params": params["lm"]}, states[-1], method="logits")
     loss, parts = text_loss(logits, ids, weights)
     known, told_parts = _heads_loss(params["heads"], states[:, count * rows :], told)
     ahead = logits[count * rows :].argmax(-1) == told["ids"][:, 1:]

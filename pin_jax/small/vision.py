@@ -9,7 +9,7 @@ learned only the names and the heads are learned anew.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import grain
@@ -67,7 +67,7 @@ class BagOfWordsModel(nn.Module):
     def setup(self):
         self.width = (self.qformer or self.vision).width
         if not self.frozen:
-            self.encoder = QFormer(self.qformer) if self.qformer else ViT(self.vision)
+            self.encoder: Any = QFormer(self.qformer) if self.qformer else ViT(self.vision)
         self.embedding = self.param("names", nn.initializers.normal(1.0), (self.names, self.width))
         self.log_scale = self.param("log_scale", nn.initializers.constant(1.0), ())
         self.heads = {slot: nn.Dense(len(words), name=f"look_{slot}") for slot, words in looks.SLOTS.items()}
@@ -113,10 +113,10 @@ def loss_fn(
     """
     cached = model.frozen or model.qformer
     seen = (batch["vision"],) if cached else visible_patches(batch["image"], rng, model.vision, keep)
-    tokens, logits = model.apply({"params": params}, *seen)
+    tokens, logits = cast(tuple, model.apply({"params": params}, *seen))
     present = batch["names"] >= 0
     asked = jnp.maximum(batch["names"], 0)
-    own, read = model.apply({"params": params}, tokens, asked, method="read")
+    own, read = cast(tuple, model.apply({"params": params}, tokens, asked, method="read"))
     own = jax.nn.logsumexp(own, 1)
     in_caption = jax.nn.one_hot(batch["names"], model.names).sum(1)
     scores = jax.nn.logsumexp(logits, 1)
