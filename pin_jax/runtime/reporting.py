@@ -167,7 +167,10 @@ class Log:
             cut = self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n")  # a line that a death cut
         self._append("\n" if cut else "")
         with files.told(tensorboard):
-            self._writer = SummaryWriter(os.fspath(tensorboard))
+            try:
+                self._writer = SummaryWriter(os.fspath(tensorboard))
+            except ImportError as error:
+                raise UserError(f"{tensorboard}: TensorBoard's files in a bucket need a library: {error}") from error
         if config is not None:
             name = files.absolute(workdir)  # of a resumed run the same
             self._wandb = wandb().init(

@@ -45,6 +45,7 @@ def claimed(workdir: os.PathLike[str]) -> Iterator[epath.Path]:
       UserError: it cannot be written to, another run has it, or some process does not see it.
     """
     workdir, lock, refused, held = epath.Path(workdir), None, None, False
+    new = not workdir.exists()
     first = not jax.distributed.is_initialized() or jax.process_index() == 0
     if first:
         try:
@@ -69,8 +70,9 @@ def claimed(workdir: os.PathLike[str]) -> Iterator[epath.Path]:
         if lock is not None:
             files.remove(workdir / LOCK)
             lock.release()
-            with contextlib.suppress(OSError):  # not empty: something was written
-                os.rmdir(workdir)
+            if new:
+                with contextlib.suppress(OSError):  # not empty: something was written
+                    os.rmdir(workdir)
 
 
 def _agreed(here: bool) -> bool:

@@ -35,15 +35,19 @@ def variables(index: int) -> dict[str, str]:
     return {launch.COUNT: "2", launch.INDEX: str(index)}
 
 
-def pair(workdir, what: str, named) -> list[subprocess.Popen]:
-    """Two processes of `tests.fixtures.processes` that a launcher has named, two devices each."""
+def pair(workdir, what: str, named, second=None) -> list[subprocess.Popen]:
+    """Two processes of `tests.fixtures.processes` that a launcher has named, two devices each.
+
+    Args:
+      second: the workdir of the second process, where it has another.
+    """
     chosen = str(port())
     address = {launch.ADDRESS: f"127.0.0.1:{chosen}"} if named is variables else {"JAX_COORDINATOR_PORT": chosen}
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"} | address
-    command = [sys.executable, "-m", "tests.fixtures.processes", str(workdir), what]
-    pipe = subprocess.PIPE
+    command, pipe = [sys.executable, "-m", "tests.fixtures.processes"], subprocess.PIPE
     return [
-        subprocess.Popen(command, cwd=ROOT, env=env | named(i), stdout=pipe, stderr=pipe, text=True) for i in range(2)
+        subprocess.Popen([*command, str(of), what], cwd=ROOT, env=env | named(i), stdout=pipe, stderr=pipe, text=True)
+        for i, of in enumerate((workdir, second or workdir))
     ]
 
 
@@ -84,6 +88,16 @@ def test_sigterm_to_one_saves_one_checkpoint_on_all(tmp_path):
     process.send_signal(signal.SIGTERM)
     (status,), (output,), (error,) = ends([process], 30)
     assert status == 143 and "saved" in output and not error, error
+
+
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
+    """As a relative --workdir on two hosts: the same name, two folders."""
+    statuses, _, errors = ends(pair(tmp_path / "a", "work", variables, tmp_path / "b"), 60)
+    assert statuses == [1, 1], errors
+    for index, (error, who) in enumerate(zip(errors, ("another process does", "this process does"), strict=True)):
+        assert "is not shared between hosts" in error and who in error and "Traceback" not in error
+        assert len(error.splitlines()) == 1, index
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_process_that_was_killed_ends_the_other_with_one_line(tmp_path):

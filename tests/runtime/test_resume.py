@@ -48,6 +48,8 @@ def test_deaths_change_nothing(tmp_path, count):
         kind = signal.SIGTERM if death % 2 == 0 else signal.SIGKILL
         process.send_signal(kind)
         process.wait()
+        over = (tmp_path / "broken" / "results.json").exists()
+        assert over or process.returncode == (143 if kind is signal.SIGTERM else -signal.SIGKILL)
         deaths.append((kind.name, process.returncode, os.path.exists(tmp_path / "broken" / "results.json")))
     subprocess.run(command(folder, tmp_path / "broken"), cwd=ROOT, check=True, capture_output=True)
     text = log.read_text()

@@ -50,6 +50,10 @@ def test_a_run_that_wrote_nothing_leaves_no_folder(tmp_path):
         with workdirs.claimed(tmp_path / "new"):
             raise UserError("no such model")
     assert not (tmp_path / "new").exists()
+    (tmp_path / "made by hand").mkdir()
+    with workdirs.claimed(tmp_path / "made by hand"):
+        pass
+    assert not list((tmp_path / "made by hand").iterdir())
     with workdirs.claimed(tmp_path / "new"):
         (tmp_path / "new" / "a").write_text("")
     assert (tmp_path / "new" / "a").exists()
