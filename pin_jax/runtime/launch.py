@@ -29,7 +29,7 @@ WITHOUT_SIGN = 25  # seconds after which a process that gives no sign counts as 
 HEARTBEAT = 45  # the same for JAX, which would end the others with a stack trace
 _AGAIN = "start the same command again on all of them"
 _SIGNS, _BETWEEN = "pin_jax/signs", 3
-LAST_WORDS = 2  # seconds that threads have to end once an error is told
+LAST_WORDS = 2  # seconds that threads have to end before an error is told
 # What JAX's errors say where another process is gone: of Gloo, of NCCL, and of the service that joins the processes.
 _GONE = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|heartbeat|coordination|socket closed|barrier|preempt"
@@ -184,11 +184,11 @@ def leave(message: str, status: int = 1, now: bool = False) -> None:
     Args:
       now: no thread is waited for.
     """
-    sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
     waiting = [] if now else [t for t in threading.enumerate() if not t.daemon and t is not threading.current_thread()]
     for thread in waiting:
         thread.join(LAST_WORDS / len(waiting))
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)  # the last line, whatever those threads say of the same error
     if now or jax.distributed.is_initialized() or any(thread.is_alive() for thread in waiting):
         for child in multiprocessing.active_children():
             child.kill()

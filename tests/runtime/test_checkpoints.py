@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from input_pipeline.errors import UserError
 from pin_jax.runtime.checkpoints import BROKEN, DIGESTS, Checkpoints, bound_to
+from tests.fixtures.golden_files import ROOT
 
 CONFIG = {"seed": 0, "lr": 0.1}
 
@@ -127,6 +131,49 @@ def test_every_checkpoint_has_its_digests(whole):
         listed = json.loads((folder / DIGESTS).read_text())["sha256"]
         assert {"meta/metadata", "state/_METADATA", "state/manifest.ocdbt"} <= listed.keys()
         assert all((folder / name).is_file() for name in listed)
+
+
+def test_a_full_disk_is_found_before_orbax_writes(tmp_path):
+    saved(tmp_path, (1,))
+    checkpoints = Checkpoints(tmp_path, "weights", CONFIG)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # looks to a program as a full disk does
+    try:
+        with pytest.raises(UserError, match="checkpoint 2 in .*; free disk space .* step 1 is intact"):
+            checkpoints.save(2, state(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path / "checkpoints") == ["1"]
+    checkpoints.save(2, state(2))  # with room again it goes on
+    checkpoints.wait()
+    checkpoints.close()
+    assert restored(tmp_path)[0] == 2
+
+
+FAILS = """
+import resource, sys
+from input_pipeline.errors import UserError
+from pin_jax.runtime import launch
+from pin_jax.runtime.checkpoints import Checkpoints
+from tests.runtime.test_checkpoints import state
+Checkpoints._reserve = lambda self, step, size: None  # a disk that fills afterwards
+checkpoints = Checkpoints(sys.argv[1], "weights")
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+try:
+    checkpoints.save(1, state(1.5))
+    checkpoints.wait()
+except UserError as error:
+    launch.leave(f"error: {error}")
+"""
+
+
+def test_a_write_that_fails_half_way_ends_the_run_at_once(tmp_path):
+    """Orbax's threads would keep the process for minutes, or for ever."""
+    command = [sys.executable, "-c", FAILS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: checkpoint 1 in") and "cannot be written" in last
 
 
 def test_a_file_where_the_folder_goes(tmp_path):
