@@ -1,4 +1,4 @@
-"""Flags, distributed start-up, then the run that the config names.
+"""Flags and distributed start-up, then the program that the config names.
 
 python main.py                                                      # what there is to run
 python main.py --config=configs/pin_flamingo.py:tiny [--workdir=runs/tiny] [--config.lr=3e-4 ...]

@@ -1,4 +1,4 @@
-"""Image-text models from disk or hub: Hugging Face folders of CLIP, SigLIP and BLIP, open_clip folders, and our own."""
+"""Loading image-text models: Hugging Face folders of CLIP, SigLIP and BLIP, open_clip folders, and our own format."""
 
 from __future__ import annotations
 

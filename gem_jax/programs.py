@@ -1,4 +1,4 @@
-"""The runs of a GEM config: predict (heat maps of one's own pictures) and evaluate (every method on a source)."""
+"""The programs of a GEM config: predict (heat maps of one's own pictures) and evaluate (every method on a source)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the small CLIP that ships with the project, and measures what it knows of whole pictures."""
+"""Training and scoring the small CLIP that ships with the project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was read or computed, kept up to a budget: cachetools' LRU cache, safe in threads, empty in a new process."""
+"""An in-memory LRU cache with a byte budget (cachetools), thread-safe and empty in a new process."""
 
 from __future__ import annotations
 

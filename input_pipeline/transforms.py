@@ -1,4 +1,4 @@
-"""Transforms of records with pictures: small grain classes."""
+"""Grain transforms of records with pictures."""
 
 from __future__ import annotations
 

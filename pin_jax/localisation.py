@@ -1,4 +1,4 @@
-"""Boxes of names in one's own pictures: what a user asks of a VLM and its insert, in one call."""
+"""Locating named objects in a picture: a VLM and its insert, in one call."""
 
 from __future__ import annotations
 

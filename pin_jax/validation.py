@@ -1,4 +1,4 @@
-"""Evaluation within training: every config.eval_every steps, on scenes of its own; the best insert is kept."""
+"""Evaluation during training: every config.eval_every steps, on scenes of its own; the best insert is kept."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What configs share: variants after the colon, the paper's ablations, ranges of numbers."""
+"""Shared by the configs: the schema, variants after the colon, and the paper's ablations."""

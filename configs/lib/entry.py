@@ -1,4 +1,4 @@
-"""What one entry of a config may be: its type, its range, and a line of help."""
+"""The type, range and help text of one config entry."""
 
 from __future__ import annotations
 

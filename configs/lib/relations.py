@@ -1,4 +1,4 @@
-"""What holds between entries of a config: sizes that divide others, data that a run needs, names that must exist."""
+"""Constraints between config entries: sizes that must divide, data that a run needs, names that must exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every entry of every config may be, checked before any work and printed by `--help`.
+"""The schema of all configs, checked before any work and printed by `--help`.
 
 A new entry is one line here, under the program that reads it; `tests/programs/test_schema.py` fails without it.
 """

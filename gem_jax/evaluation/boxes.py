@@ -1,4 +1,4 @@
-"""Boxes from heat maps, scored as PIN's are, so that GEM can stand in the same table."""
+"""Box evaluation: boxes from heat maps, scored in the same way as those of PIN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures: heat maps over a photograph, a segmentation with its legend, and methods side by side.
+"""Figures: heat maps over a photograph, a segmentation with its legend, and methods side by side.
 
 Every function returns a `Sheet`: it shows itself in a notebook cell, and `sheet.save(path)` writes a PNG.
 """

@@ -1,4 +1,4 @@
-"""One walk over a source for any evaluators: every image is looked at once, whatever is scored."""
+"""The evaluation loop: each image is visited once, for any number of evaluators."""
 
 from __future__ import annotations
 

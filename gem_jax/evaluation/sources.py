@@ -1,4 +1,4 @@
-"""What evaluation reads: pasted scenes with their masks, folders of one's own, and the published sets.
+"""Evaluation sources: pasted scenes with their masks, folders of one's own, and published sets.
 
 A source is iterated over; each record has `image` and a truth, as `segmentation`, `points` and `boxes` take it.
 """

@@ -1,4 +1,4 @@
-"""Sizes of cut-outs kept beside cached features: scenes are then laid out again without decoding a picture."""
+"""Cut-out sizes cached on disk, so that scenes can be laid out again without decoding pictures."""
 
 from __future__ import annotations
 

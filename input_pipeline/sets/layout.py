@@ -1,4 +1,4 @@
-"""Finding a published set on a user's disk: the folder given may be the set's own or one above it."""
+"""Locating a published set on disk: the folder given may be the set itself or its parent."""
 
 from __future__ import annotations
 

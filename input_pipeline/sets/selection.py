@@ -1,4 +1,4 @@
-"""Which images and objects of a set are asked for: the paper's rule, and others, as small grain transforms.
+"""Selection of images and objects to ask for: the paper's rule, and others, as small grain transforms.
 
 The paper (PIN, section 5): images with at most 3 annotations in all; no crowd or difficult filter; every annotation is
 one query by its category name. Transforms take a record with or without its picture.

@@ -1,4 +1,4 @@
-"""What every search over a VLM shares: its compiled calls, and rows of beams that change places."""
+"""Shared by every search over a VLM: its compiled calls, and reordering the rows of beams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained: a method is parameters plus a pure function from them to `Inserts`; nothing else knows which.
+"""Methods: parameters, and a pure function from them to `Inserts`; nothing else knows which method is trained.
 
 A method is a frozen dataclass. Its first field, `config`, is the config of the VLM that it goes into; the others are
 its options, numbers, booleans, strings or tuples with defaults. It has

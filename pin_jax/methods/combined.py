@@ -1,4 +1,4 @@
-"""Several methods at once: each has its own parameters, and what they put into the VLM is put together."""
+"""Combined methods: each has its own parameters, and their inserts are merged."""
 
 from __future__ import annotations
 

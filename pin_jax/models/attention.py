@@ -1,4 +1,4 @@
-"""Attention: in the form that suits the platform, over keys that rows share, and over keys that are being written."""
+"""Attention: the fastest form for the platform, keys shared between rows, and keys in a decoding cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every VLM is made of: a vision encoder, a fusion module and a language model, one after the other."""
+"""The base class of VLMs: a vision encoder, a fusion module and a language model in sequence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interfaces that VLMs and language models offer, and what a method may put into a VLM.
+"""The interfaces of VLMs and language models, and `Inserts`, what a method may put into a VLM.
 
 A VLM is a vision encoder, a fusion module and a language model (`models.base` puts them together). Sizes: B samples of
 I images; N vision tokens an image, of width D; L media tokens an image, behind the fusion module; R rows of text of T

@@ -1,4 +1,4 @@
-"""What every tower is built from: dense layers, activations, and layers stacked on a leading axis."""
+"""Building blocks of every tower: dense layers, activations, and layers stacked on a leading axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiling a run for TPUs that are not there: does it fit, and what should a step take (`config.run=compile`).
+"""Ahead-of-time compilation for a TPU topology: memory and estimated time of a step (`config.run=compile`).
 
 The train step and the decode step are lowered with shapes alone and compiled by libtpu for a described topology, on any
 machine with a CPU. Nothing is run and no weights are read.

@@ -1,4 +1,4 @@
-"""Compiled programs are kept between runs, so that the second run of the same model starts at once."""
+"""The persistent compilation cache: compiled programs are kept between runs."""
 
 from __future__ import annotations
 

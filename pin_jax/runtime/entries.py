@@ -1,4 +1,4 @@
-"""Entries of a config: lists written with commas, and those that must match on resume."""
+"""Config entries: comma-separated lists, and entries that must match on resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of an image is computed once: its vision features where the method acts behind the encoder, else the picture.
+"""Cached vision features; or cached pictures, where the method acts inside the vision encoder.
 
 Behind a frozen encoder cached features are exact: they are kept in the encoder's own dtype. A cache is a NumPy file of
 one row an image and, beside it, a JSON file that says what the rows are and the CRC-32 of each.

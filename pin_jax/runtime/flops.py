@@ -1,4 +1,4 @@
-"""Counting the floating-point operations of a function from its jaxpr: scans count as often as they run.
+"""Counting the floating-point operations of a function from its jaxpr, where scans count every iteration.
 
 XLA's own cost analysis counts the body of a loop once, which for stacked layers is a small share of the work.
 """

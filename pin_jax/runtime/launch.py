@@ -1,4 +1,4 @@
-"""Start and end of a run's processes, as a launcher names them: SLURM, Open MPI, Cloud TPU, Kubernetes, or variables.
+"""Starting and ending distributed processes: SLURM, Open MPI, Cloud TPU, Kubernetes, or environment variables.
 
 JAX finds the launcher itself. For any other one, `JAX_COORDINATOR_ADDRESS` (host:port of the first process),
 `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say the same; each replaces what was found.

@@ -1,4 +1,4 @@
-"""What a training loop costs: speed and waiting in the last window, memory of the devices, a trace of some steps."""
+"""Performance of the training loop: throughput, time spent waiting for data, device memory, profiler traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SIGTERM does: a run that trains saves first, all its processes the same step; its status is 143 in any case.
+"""Preemption: on SIGTERM all processes of a training run save the same step; the exit status is always 143.
 
 In a run of several processes JAX's preemption service catches the signal, whoever gets it, and lets all of them agree
 on one point. It counts that point by calls, so every process must ask at the same places and in the same order. A

@@ -1,4 +1,4 @@
-"""Batches ahead of the step that reads them: made, and sent to the devices, in a thread of their own."""
+"""Prefetching: batches are prepared and sent to the devices ahead of the step, in a background thread."""
 
 from __future__ import annotations
 

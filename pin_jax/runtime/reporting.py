@@ -1,4 +1,4 @@
-"""What a run says while it works: the plan, progress bars with ETA and rate, scalars for TensorBoard and curves."""
+"""Console output and logs: the plan of a run, progress bars, scalars for TensorBoard, results as tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where arrays stand on a mesh: a batch by its rows, frozen weights by rules, the insert replicated on every device.
+"""Sharding rules: batches by rows, frozen weights by their paths, the insert replicated on every device.
 
 Axes of the mesh: `data` and `fsdp` split the rows, `fsdp` splits the frozen weights too and gathers each layer when it
 runs, `tensor` splits the layers themselves. A rule is a regular expression, found in a parameter's path, and the mesh

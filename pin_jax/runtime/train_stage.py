@@ -1,4 +1,4 @@
-"""The loop that trains the small models: phases of data, checkpoints, and the same command goes on where it stopped."""
+"""The training loop of the small models: stages with phases of data, resumable from checkpoints."""
 
 from __future__ import annotations
 

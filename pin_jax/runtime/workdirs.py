@@ -1,4 +1,4 @@
-"""The folder that a run writes to: one run at a time, seen by every process, found out before any work.
+"""The workdir of a run: locked while in use, visible to every process, checked before any work.
 
 A lock of the file system goes with the process that holds it; beside it stands who that is or was, in `.run.json`.
 """

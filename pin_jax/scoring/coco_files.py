@@ -1,4 +1,4 @@
-"""Answers as files that others can score: COCO's annotations and results, and RefCOCO's rows."""
+"""Answers in standard file formats: COCO annotations and results, and rows for RefCOCO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: predicted and true boxes on scenes, and the loss curve."""
+"""Figures of a run: predicted and true boxes on scenes, and the loss curve."""
 
 from __future__ import annotations
 

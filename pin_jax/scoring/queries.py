@@ -1,4 +1,4 @@
-"""Box queries and their answers, whoever gives them."""
+"""Box queries and their answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filling a parameter tree from named tensors by a table of rules; what does not fit is reported all at once."""
+"""Filling a parameter tree from named tensors by a table of rules; all mismatches are reported at once."""
 
 from __future__ import annotations
 

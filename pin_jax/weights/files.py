@@ -1,4 +1,4 @@
-"""Where published weights lie: a folder or a hub id, and its safetensors files as one lazy mapping of tensors."""
+"""Locating published weights: a folder or a hub id, and its safetensors files as one lazy mapping of tensors."""
 
 from __future__ import annotations
 
