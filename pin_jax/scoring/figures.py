@@ -123,7 +123,7 @@ def predictions(
     """
     columns = min(columns, len(images))
     rows, wide = -(-len(images) // columns), 2.6 if columns > 1 else 5.2
-    figure, grid = plt.subplots(rows, columns, figsize=(wide * columns, (wide + 0.3) * rows), squeeze=False)
+    figure, grid = plt.subplots(rows, columns, figsize=(wide * columns, (wide + 0.4) * rows), squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     width = int(16 * wide)  # letters

@@ -18,13 +18,18 @@ from tests.fixtures.small import write_vlm
 
 def command(folder, workdir) -> list[str]:
     overrides = {"vlm": folder, "steps": 20, "batch_size": 8, "cache_images": 16, "log_every": 1}
+    overrides |= {"eval_every": 10, "eval_subset": 3, "ema": 0.5, "save_every": 10}
     overrides |= {"eval.images": 5, "eval.context": "(2,)", "eval.context_images": 4}
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     return [sys.executable, "main.py", "--config=configs/pin_flamingo.py:tiny", f"--workdir={workdir}", *flags]
 
 
+def scalars(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
+
+
 def losses(workdir) -> list[float]:
-    return [json.loads(line)["loss"] for line in (workdir / "scalars.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in scalars(workdir)]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,9 @@ def same(a, b):
     for key, value in one.items():
         np.testing.assert_allclose(value, other[key], atol=2e-4)  # Adam makes of a tiny gradient's sign a whole step
     one, other = (json.loads((w / "results.json").read_text()) for w in (a, b))
+    assert [row.get("eval_mIoU") is not None for row in scalars(b)] == [i % 10 == 9 for i in range(20)]
+    assert sorted(path.name for path in (b / "inserts").glob("*.safetensors")) == ["10.safetensors", "20.safetensors"]
+    assert {json.loads((w / "best.json").read_text())["results"]["step"] for w in (a, b)} <= {10, 20}
     for row in ("raw", "2_context", "random", "constant"):  # these do not depend on the trained insert's last digits
         assert one[row] == other[row], row
     assert one["pin"]["queries"] == other["pin"]["queries"] == one["raw"]["queries"]
