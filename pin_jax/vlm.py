@@ -340,7 +340,7 @@ def load_vlm(
       grid: cells along a side of the image, of published VLMs' box text; 0: 16 as published, or the number next to it
         that divides the image.
       **pieces: of an OpenFlamingo, whose checkpoint `source` is: language_model, vision, and what else
-        `weights.load_openflamingo.open_pieces` takes.
+        `weights.openflamingo.load.open_pieces` takes.
 
     Returns:
       The VLM and its parameters: vlm.apply(params, pixels, input_ids, attention_mask).
