@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.images import open_image
 from input_pipeline.sets.annotated import Annotated, entry, good_name, not_empty
 from input_pipeline.sets.bad_records import BadRecordLog, good_box
 
@@ -84,8 +85,7 @@ class Tfds(Annotated):
     source: Any = None
 
     def _image(self, entry: dict[str, Any]) -> np.ndarray:
-        image = np.asarray(self.source[entry["index"]]["image"])
-        return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image[..., :3]
+        return np.asarray(open_image(self.source[entry["index"]]["image"]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = super().__getitem__(index)
