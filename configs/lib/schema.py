@@ -57,7 +57,7 @@ RUNS = {
 }
 SEED = 2**31 - 1
 SPLITS = ("train", "held_out", "all")
-ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh", "relu")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh", "relu", "silu")
 POOLS = ("argmax", "eos", "last")
 DECODERS = ("greedy", "beam", "grid_greedy", "grid_beam", "expected_iou")
 
