@@ -25,8 +25,8 @@ def test_the_insert_that_ships_tells_it_where_things_are():
     shipped = vlm.load(ROOT / config.vlm)
     method, params = adapters.load(ROOT / config.vlm / pin.INSERT, shipped)
     rows = evaluate.evaluate(config, shipped, method.inserts(params))[0]
-    # As it is it writes boxes and does not know where: no better than the best constant box.
-    assert rows["raw"]["unparsed"] < 0.1 and rows["raw"]["mIoU"] < rows["constant"]["mIoU"] + 0.02
+    # As it is it does not know where: no better than the best constant box.
+    assert rows["raw"]["mIoU"] < rows["constant"]["mIoU"] + 0.02 and rows["pin"]["unparsed"] < 0.05
     assert rows["pin"]["mIoU"] > rows["constant"]["mIoU"] + 0.03
     assert rows["pin"]["asked_iou"] > rows["pin"]["other_iou"] + 0.1  # and it heeds the name
 
