@@ -11,21 +11,17 @@ are the data unless others are given; behind the model may stand options, as in 
 from ml_collections import ConfigDict
 
 from configs.lib import ablations, pin, variants
+from pin_jax.weights.published import SMOLVLM
 
 CHOICES = ablations.CHOICES | {"eval": variants.evaluate_boxes}
-PUBLISHED = {
-    "256m": "HuggingFaceTB/SmolVLM-256M-Instruct",
-    "500m": "HuggingFaceTB/SmolVLM-500M-Instruct",
-    "2.2b": "HuggingFaceTB/SmolVLM-Instruct",
-}
-VARIANTS = {name: f"{source}, not run here yet" for name, source in PUBLISHED.items()}
+VARIANTS = {name: f"{SMOLVLM[name].id}, not run here yet" for name in ("256m", "500m", "2.2b")}
 
 
 def get_config(variant: str = "256m") -> ConfigDict:
     """The run that `variant` names; every entry can be overridden on the command line."""
     model, chosen = variants.parse(variant, "configs/pin_smolvlm.py", VARIANTS, CHOICES)
     config = pin.published()
-    config.vlm = PUBLISHED[model]
+    config.vlm = SMOLVLM[model].id
     config.scenes.update({"cutouts": "twemoji", "backgrounds": "photos", "crop": 0.4, "exclude": ()})
     config.vary_backgrounds = 0.8  # 11 photographs stand for many
     config.remat, config.workers = "none", 0

@@ -50,6 +50,15 @@ OPENFLAMINGO = {
     "9b": _openflamingo("9B-vitl-mpt7b", 8_130_676_752, "anas-awadalla/mpt-7b"),
 }
 
+# The models for video are of the same shapes.
+SMOLVLM = {
+    "256m": Model("HuggingFaceTB/SmolVLM-256M-Instruct", 256_484_928),
+    "256m_video": Model("HuggingFaceTB/SmolVLM2-256M-Video-Instruct", 256_484_928),
+    "500m": Model("HuggingFaceTB/SmolVLM-500M-Instruct", 507_482_304),
+    "500m_video": Model("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 507_482_304),
+    "2.2b": Model("HuggingFaceTB/SmolVLM-Instruct", 2_246_272_880),
+}
+
 # GEM's backbones by the names of `models.clip.BACKBONES`, SigLIP, and BLIP without its matching head.
 IMAGE_TEXT = {
     "ViT-B/32": Model("openai/clip-vit-base-patch32", 151_277_313),

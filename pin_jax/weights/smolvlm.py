@@ -15,7 +15,7 @@ from input_pipeline.text.prompts import Frame
 from pin_jax.models.llama import LlamaConfig
 from pin_jax.models.smolvlm import SMOLVLM_2_2B, SMOLVLM_256M, SMOLVLM_500M, SmolVLM, SmolVLMConfig
 from pin_jax.models.vit import ViTConfig
-from pin_jax.weights import config_sizes, files, tokenizers
+from pin_jax.weights import config_sizes, files, published, tokenizers
 from pin_jax.weights.clip import clip_vision
 from pin_jax.weights.config_entries import (
     ACTIVATION,
@@ -38,15 +38,8 @@ from pin_jax.weights.registry import Published
 
 PARTS = ("vision", "lm")
 MODEL_TYPES = ("idefics3", "smolvlm")
-PRESETS = {
-    f"HuggingFaceTB/{name}": config
-    for names, config in (
-        (("SmolVLM-256M-Instruct", "SmolVLM2-256M-Video-Instruct"), SMOLVLM_256M),
-        (("SmolVLM-500M-Instruct", "SmolVLM2-500M-Video-Instruct"), SMOLVLM_500M),
-        (("SmolVLM-Instruct",), SMOLVLM_2_2B),
-    )
-    for name in names
-}
+SHAPES = {"256m": SMOLVLM_256M, "500m": SMOLVLM_500M, "2.2b": SMOLVLM_2_2B}
+BY_ID = {model.id: SHAPES[name.removesuffix("_video")] for name, model in published.SMOLVLM.items()}
 MEAN = STD = (0.5, 0.5, 0.5)
 IMAGE, AROUND, WHOLE, END = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 
@@ -209,8 +202,8 @@ def architecture(
 ) -> tuple[SmolVLM, dict[str, Any], Frame] | None:
     """A published SmolVLM by name or folder, without its weights; see `registry.architecture`."""
     dtypes = _dtypes(dtype)
-    if source in PRESETS:
-        config = PRESETS[source]
+    if source in BY_ID:
+        config = BY_ID[source]
         parts = {name: dataclasses.replace(getattr(config, name), dtype=dtypes[name], **fields) for name in PARTS}
         parts["vision"] = dataclasses.replace(parts["vision"], attention=attention)
         config = dataclasses.replace(config, **parts)
