@@ -14,6 +14,9 @@ from pin_jax.weights.files import short
 
 _FROM_ZERO = {"image_token", "end_token", "pad_token", "eos", "pad", "start", "stem_width"}
 _MOST = 2**24
+# What is laid out one by one when a module is built: a number beyond all models would take for ever, not fail.
+_MOST_OF = {"depth": 1000, "decoder_depth": 1000, "cross_every": 1000, "queries": 4096, "latents": 4096}
+_MOST_OF |= {"image_size": 2**14, "grid": 2**14}
 _CHOICES = {"act": tuple(ACTIVATIONS), "head": ("projection", "map"), "pool": ("argmax", "eos", "last")}
 
 
@@ -79,9 +82,9 @@ def _problems(config: Any, path: str):
         if dataclasses.is_dataclass(value):
             yield from _problems(value, f"{name}.")
         elif field.type in ("int", int):
-            low = 0 if field.name in _FROM_ZERO else 1
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= _MOST:
-                yield f"{name} is {short(value)}, expected a whole number from {low} on"
+            low, high = 0 if field.name in _FROM_ZERO else 1, _MOST_OF.get(field.name, _MOST)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                yield f"{name} is {short(value)}, expected a whole number from {low} to {high}"
         elif field.type in ("float", float):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or value <= 0:

@@ -38,6 +38,7 @@ _DTYPES = {
 
 # bytes of the members that are read whole; OpenFlamingo-9B's pickle has a third of a megabyte
 _MOST = {"data.pkl": 64 << 20, "byteorder": 64}
+_MOST_REPEATED = 1 << 20
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -112,6 +113,9 @@ class _Unpickler(pickle.Unpickler):
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if math.prod(shape) and (last + 1) * dtype.itemsize > size:
             raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+        # Strides of 0 repeat a storage without end: terabytes out of one number, once someone copies it.
+        if math.prod(shape) * dtype.itemsize > max(size, _MOST_REPEATED):
+            raise pickle.UnpicklingError(f"a tensor of shape {tuple(shape)} repeats a storage of {size} bytes")
         return Tensor((self.path, start, size), dtype, tuple(shape), offset, tuple(strides))
 
     def _checked(self, data: Any) -> Tensor:

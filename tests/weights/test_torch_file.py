@@ -249,3 +249,13 @@ def test_members_that_are_larger_than_weights_have_them(tmp_path):
     path.write_bytes(raw.replace(sizes, struct.pack("<II", 1 << 30, 1 << 30)))  # a size that is a lie
     with pytest.raises(UserError, match="its members are larger than the file"):
         torch_file.load(path)
+
+
+def test_a_tensor_that_repeats_one_number_without_end(tmp_path, monkeypatch):
+    one = Storage(np.ones(1, np.float32))
+    path = tmp_path / "x.pt"
+    torch_files.write(path, {"a": View(one, 0, (3, 4), (0, 0))}, monkeypatch)  # as torch saves an expanded tensor
+    np.testing.assert_array_equal(np.asarray(torch_file.load(path)["a"]), np.ones((3, 4)))
+    torch_files.write(path, {"a": View(one, 0, (1 << 30, 1 << 20), (0, 0))}, monkeypatch)
+    with pytest.raises(UserError, match="repeats a storage of 4 bytes"):
+        torch_file.load(path)
