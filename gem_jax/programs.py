@@ -219,7 +219,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
     reporting.results_table(title, {name: _printed(row) for name, row in table.items()}, COLUMNS)
     found = {name: row[config.source]["box"] for name, row in rows.items() if "box" in row.get(config.source, {})}
     if found:
-        photographs.table(f"{config.source}: boxes by size", found)
+        title = f"{config.source}: boxes by size"
+        reporting.results_table(title, photographs.with_counts(found), photographs.COLUMNS)
     result = {
         "table": table, "seeds": rows, "config": json.loads(config.to_json_best_effort()),
         "versions": reporting.versions(), "devices": reporting.devices(), "seconds": time.monotonic() - begin,

@@ -93,7 +93,7 @@ def _header(path: AnyPath) -> dict[str, str]:
     return {name: meta[name] for name in ("method", "options", "frozen")}
 
 
-def export(path: pathlib.Path, method: Any, params: Any) -> None:
+def export(path: AnyPath, method: Any, params: Any) -> None:
     """Writes an insert in the format of PIN's authors (see `pin_file`); which frozen weights it is for gets lost.
 
     Raises:
@@ -104,7 +104,7 @@ def export(path: pathlib.Path, method: Any, params: Any) -> None:
     files.write_with(path, lambda out: pin_file.write(out, method, params))
 
 
-def load(path: str | pathlib.Path, vlm: VLM, method: str = "") -> tuple[Any, Any]:
+def load(path: str | AnyPath, vlm: VLM, method: str = "") -> tuple[Any, Any]:
     """Reads a file of `save`, or of PIN's authors (`.pt`, `.pth`, `.bin`): the method and its parameters.
 
     A file names built-in methods only: what it names is otherwise imported, and files come from others.
@@ -162,7 +162,7 @@ def _same_card(path: AnyPath, about: dict[str, Any]) -> None:
             )
 
 
-def load_adapter(path: str | pathlib.Path, vlm: VLM, method: str = "") -> Inserts:
+def load_adapter(path: str | AnyPath, vlm: VLM, method: str = "") -> Inserts:
     """What a file puts into its VLM: `vlm.apply(params, ..., inserts=load_adapter(path, vlm))`.
 
     Passing other inserts switches to another adapter, `Inserts()` to none; the VLM itself never changes.

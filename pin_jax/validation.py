@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from pin_jax import adapters, evaluate
 from pin_jax.runtime import reporting
+from pin_jax.runtime.files import AnyPath
 from pin_jax.vlm import VLM
 
 BEST = "best.safetensors"
@@ -28,7 +29,7 @@ class Validation:
       config: of the run. workdir: where the best goes; one that is there already has to be beaten.
     """
 
-    def __init__(self, config: ConfigDict, workdir: epath.Path, vlm: VLM):
+    def __init__(self, config: ConfigDict, workdir: AnyPath, vlm: VLM):
         options = config.copy_and_resolve_references()
         options.eval.update({"images": config.eval_subset, "seed": config.eval.seed + OTHER_SCENES})
         self._config, self._vlm, self._path = config, vlm, epath.Path(workdir) / BEST

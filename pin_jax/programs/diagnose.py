@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import jax
@@ -13,13 +12,14 @@ from input_pipeline.text.prompts import article
 from pin_jax import adapters, evaluate, methods
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import files, reporting
+from pin_jax.runtime.files import AnyPath
 from pin_jax.scoring import diagnosis, queries
 from pin_jax.vlm import VLM
 
 TEXTS = 32  # that are looked at, each of another image
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, vlm: VLM, path: pathlib.Path | None) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None) -> dict[str, Any]:
     """Looks at the first evaluation scenes with an insert, or with the method as it starts; writes diagnosis.json."""
     if path is None:
         method = methods.build(config.method, vlm.model.config, config.method_options)

@@ -113,7 +113,7 @@ def has_run(row: ConfigDict, folder: AnyPath) -> bool:
     return True
 
 
-def refuse_other_weights(folder: AnyPath, weights: dict[AnyPath, str]) -> None:
+def refuse_other_weights(folder: AnyPath, weights: dict[AnyPath, Any]) -> None:
     """Refuses a row that was trained on other frozen weights than the rows of its model before it.
 
     Args:
@@ -141,7 +141,7 @@ def run(config: ConfigDict, workdir: AnyPath) -> None:
         (row_config(config, model, method, seed), workdir / model / f"seed_{seed}" / (method or FROZEN))
         for model, seed, method in wanted
     ]
-    weights: dict[AnyPath, str] = {}
+    weights: dict[AnyPath, Any] = {}
     for row, folder in rows:  # all are checked before any runs
         schema.check(row)
         if has_run(row, folder):

@@ -22,7 +22,7 @@ from input_pipeline.errors import UserError, reason, remedy
 AnyPath = pathlib.Path | epath.Path
 
 
-def is_remote(path: os.PathLike[str]) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path is in a bucket, so that it cannot be mapped, locked or renamed as a local one."""
     return "://" in os.fspath(path)
 

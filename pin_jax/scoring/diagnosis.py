@@ -65,7 +65,7 @@ def encode(tokenizer: Any, frame: Any, parts: Sequence[tuple[str, str, str, str]
     return Texts(inputs, name)
 
 
-def _likelihood(model: nn.Module, frozen: Any, inserts: Inserts, vision: jax.Array, shift: jax.Array, inputs: Any):
+def _likelihood(model: Any, frozen: Any, inserts: Inserts, vision: jax.Array, shift: jax.Array, inputs: Any):
     """Mean log-likelihood of the tokens looked at, summed over texts; `shift` is added to what the LM reads."""
 
     def interceptor(call, args, kwargs, context):
@@ -80,9 +80,7 @@ def _likelihood(model: nn.Module, frozen: Any, inserts: Inserts, vision: jax.Arr
     return -((cost * weights).sum(1) / jnp.maximum(weights.sum(1), 1)).sum()
 
 
-def gradients(
-    model: nn.Module, frozen: Any, method: Any, params: Any, vision: jax.Array, texts: Texts
-) -> dict[str, float]:
+def gradients(model: Any, frozen: Any, method: Any, params: Any, vision: Any, texts: Texts) -> dict[str, float]:
     """Norms of the gradient of a token's log-likelihood at each joint, mean over texts.
 
     Args:
@@ -120,7 +118,7 @@ def gradients(
     }
 
 
-def attention(model: nn.Module, frozen: Any, inserts: Inserts, vision: jax.Array, texts: Texts) -> list[dict[str, Any]]:
+def attention(model: Any, frozen: Any, inserts: Inserts, vision: Any, texts: Texts) -> list[dict[str, Any]]:
     """Where the language model looks before each token looked at: shares of attention on image and name, by layer.
 
     Returns:

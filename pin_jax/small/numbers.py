@@ -53,7 +53,7 @@ class CodeSpace:
     norm: jax.Array
 
 
-def passed_directions(media: Callable[[jax.Array], jax.Array], vision: jax.Array) -> jax.Array:
+def passed_directions(media: Callable[[jax.Array], jax.Array], vision: jax.Array | np.ndarray) -> jax.Array:
     """Directions float[E, K] of a prefix that a common shift of all vision tokens moves most, by its mean Jacobian.
 
     What an insert adds reaches the decoder through these: codes elsewhere would teach it what no insert can say.
@@ -137,7 +137,7 @@ class NumberTexts(grain.transforms.RandomMap):
         told = [self.scene(rng) for _ in range(self.scenes)]
         return record | {"numbers": {key: np.stack([scene[key] for scene in told]) for key in told[0]}}
 
-    def scene(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def scene(self, rng: np.random.Generator) -> dict[str, Any]:
         """One imagined scene and its row."""
         count = 1 if rng.random() < self.single else int(rng.integers(1, 4))
         names = rng.choice(len(self.names), count, replace=False)

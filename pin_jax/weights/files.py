@@ -23,7 +23,7 @@ _HUB_ID = re.compile(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)")
 _NO_HUB = "give the path of a folder that holds the files, or take the variant tiny, which needs no hub"
 
 
-def of_project(path: str | pathlib.Path) -> pathlib.Path:
+def of_project(path: str | pathlib.Path | epath.Path) -> pathlib.Path:
     """A path; one of the project's own (`assets/tiny_clip`) is found from every folder that a run starts in."""
     path = pathlib.Path(path)
     shipped = PROJECT / path
@@ -119,7 +119,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path | epath.Path) -> Any:
     """What a JSON file holds.
 
     Raises:

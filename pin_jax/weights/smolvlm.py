@@ -153,7 +153,8 @@ def config_of(
 
 def llama(prefix: str = "", to: str = "", head: str = r"lm_head\.weight", tied: bool = False) -> list[Rule]:
     """Llama -> `models.llama.Llama`; where the head is tied, `convert` checks that a stored one is equal."""
-    layer, blocks, plain = prefix + r"layers\.(?P<layer>\d+)\.", f"{to}blocks", {"bias": False}
+    layer, blocks = prefix + r"layers\.(?P<layer>\d+)\.", f"{to}blocks"
+    plain: dict[str, Any] = {"bias": False}
     return [
         Rule(prefix + r"embed_tokens\.weight", f"{to}embedding"),
         Rule(head, f"{to}embedding") if tied else Rule(head, f"{to}head/kernel", linear),
@@ -191,7 +192,7 @@ def frame(config: SmolVLMConfig) -> Frame:
 def _dtypes(dtype: Any) -> dict[str, Any]:
     """A name, `published` (bfloat16), or a mapping -> a dtype for each of `PARTS`."""
     dtype = "bfloat16" if dtype == "published" else dtype
-    dtypes = dict(dtype) if isinstance(dtype, Mapping) else dict.fromkeys(PARTS, dtype)
+    dtypes: dict[str, Any] = dict(dtype) if isinstance(dtype, Mapping) else dict.fromkeys(PARTS, dtype)
     if set(dtypes) != set(PARTS):
         raise UserError(f"dtype {dtypes!r}: expected one name, published, or a name for each of {', '.join(PARTS)}")
     return dtypes
@@ -223,7 +224,9 @@ def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
     """
     from transformers import PreTrainedTokenizerFast
 
-    model, dtypes, around = architecture(str(folder), dtype, **fields)
+    built = architecture(str(folder), dtype, **fields)
+    assert built is not None, folder  # `recognises` has been asked
+    model, dtypes, around = built
     config = model.config
     where, found = preprocessor(folder)
     mean, std = pixel_statistics(found["image_mean"], found["image_std"], (MEAN, STD), str(where))
