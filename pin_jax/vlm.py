@@ -111,7 +111,7 @@ class VLM:
         inserts = inserts if self.mesh is None else sharding.replicate(inserts, self.mesh)
         with sharding.on(self.mesh):
             found = self._encode(self.params, sharding.shard_rows(images, self.mesh), inserts)
-            return sharding.fetch(found).astype(found.dtype if dtype is None else dtype)
+            return sharding.fetch(found)[: len(images)].astype(found.dtype if dtype is None else dtype)
 
     @functools.cached_property
     def encoder_dtype(self) -> np.dtype:

@@ -239,21 +239,28 @@ def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 
 
 def shard_rows(array: np.ndarray, mesh: Mesh | None) -> jax.Array | np.ndarray:
-    """A host array, the same on every process, by rows where the mesh divides them, else replicated on every device."""
+    """A host array, the same on every process, by rows; rows of zeros behind them where the mesh does not divide them.
+
+    No device does the work of another: a batch that is not split would be computed on every one.
+    """
     if mesh is None:
         return array
-    ways = row_ways(mesh)
-    where = NamedSharding(mesh, PartitionSpec()) if len(array) % ways else by_rows(mesh)
-    return put(array, where)
+    short = -len(array) % row_ways(mesh)
+    padded = np.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1)) if short else array
+    return put(padded, by_rows(mesh))
 
 
 def fetch(array: jax.Array) -> np.ndarray:
     """A global array as a host array, on every process."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
         assert isinstance(array.sharding, NamedSharding)  # all that this project makes
-        replicated = NamedSharding(array.sharding.mesh, PartitionSpec())
-        array = jax.jit(lambda x: x, out_shardings=replicated)(array)
+        array = _replicated(array.sharding.mesh)(array)
     return np.asarray(array)
+
+
+@functools.cache
+def _replicated(mesh: Mesh) -> Any:
+    return jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def on_every_process(here: bool) -> bool:

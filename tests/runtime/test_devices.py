@@ -85,6 +85,25 @@ def test_two_processes(alone, tmp_path):
     same(workdir, tmp_path / "w")
 
 
+def test_pictures_that_the_devices_do_not_divide_are_filled_up(alone):
+    """Each device encodes its own rows; of a batch that is not split every device would encode all."""
+    folder, _ = alone
+    program = (
+        "import sys, numpy as np\n"
+        "from pin_jax.runtime import sharding\n"
+        "from pin_jax.vlm import load_vlm\n"
+        "images = np.random.default_rng(0).integers(0, 255, (5, 160, 160, 3)).astype(np.uint8)\n"
+        "mesh = sharding.make_mesh()\n"
+        "rows = sharding.shard_rows(images, mesh)\n"
+        "assert rows.shape[0] == 8 and {s.data.shape[0] for s in rows.addressable_shards} == {1}\n"
+        "split, _ = load_vlm(sys.argv[1], mesh=mesh)\n"
+        "alone, _ = load_vlm(sys.argv[1])\n"
+        "np.testing.assert_allclose(split.encode(images), alone.encode(images), atol=2e-5)\n"
+    )
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program, str(folder)], cwd=ROOT, check=True, env=env)
+
+
 def test_a_batch_that_the_devices_do_not_divide(alone, tmp_path):
     folder, _ = alone
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
