@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from pin_jax import train
+from pin_jax.runtime.checkpoints import Checkpoints
 from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser
 
 PARAMS = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(3.0)}
@@ -87,6 +88,26 @@ def test_the_average_is_of_the_parameters_after_each_update():
         same(averaged(seen[-1], state, 0.8), expected)
     same(averaged(PARAMS, optimiser(config_of(ema=0.8)).init(PARAMS), 0.8), PARAMS)  # before any update
     same(averaged(PARAMS, optimiser(config_of()).init(PARAMS), 0.0), PARAMS)
+
+
+def test_a_checkpoint_in_the_middle_of_an_update_goes_on_as_if_nothing_had_been(tmp_path):
+    tx = optimiser(config_of(accumulate=3, ema=0.5, clip_norm=1.0, warmup=2, schedule="cosine"))
+    grads, params, state = gradients(6), PARAMS, tx.init(PARAMS)
+    for gradient in grads[:4]:  # one update, and a third of the next
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    checkpoints = Checkpoints(tmp_path, "identity", {})
+    checkpoints.save(4, train.State(jnp.int32(4), params, state))
+    checkpoints.wait()
+    _, restored, *_ = checkpoints.restore(train.State(jnp.int32(0), PARAMS, tx.init(PARAMS)))
+    checkpoints.close()
+    ends = []
+    for now, opt in ((params, state), (restored.trainable, restored.opt)):
+        for gradient in grads[4:]:
+            updates, opt = tx.update(gradient, opt, now)
+            now = optax.apply_updates(now, updates)
+        ends.append((now, averaged(now, opt, 0.5)))
+    jax.tree.map(np.testing.assert_array_equal, *ends)
 
 
 @pytest.mark.parametrize(
