@@ -9,20 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from scipy import ndimage
 
 from pin_jax.models.layers import unit_length
 
 
-def similarity(tokens: jax.Array, text: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def similarity(
+    tokens: Float[Array, "B N E"], text: Float[Array, "*B C E"], grid: tuple[int, int]
+) -> Float[Array, "B C h w"]:
     """Cosine of every patch with every text.
 
     Args:
-      tokens: float[B, N, E], N the patches, or the class token and the patches.
-      text: float[C, E], or float[B, C, E] for texts of each image's own; L2-normalised.
-
-    Returns:
-      float[B, C, h, w].
+      tokens: N the patches, or the class token and the patches.
+      text: the same for all images, or each image's own; L2-normalised.
     """
     patches = unit_length(tokens[:, -grid[0] * grid[1] :])
     scores = patches @ text.astype(patches.dtype).swapaxes(-1, -2)

@@ -13,13 +13,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from input_pipeline.errors import UserError
 from pin_jax.models.interface import Inserts
 
 
-def sinusoid(tokens: int, channels: int = 64) -> jax.Array:
-    """S float[N, C]: S[p, 2i] = sin(p / 10000^(2i/C)), S[p, 2i + 1] = cos of the same angle, p the flat token index."""
+def sinusoid(tokens: int, channels: int = 64) -> Float[Array, "N C"]:
+    """S: S[p, 2i] = sin(p / 10000^(2i/C)), S[p, 2i + 1] = cos of the same angle, p the flat token index."""
     angle = jnp.arange(tokens)[:, None] / 10000 ** (jnp.arange(0, channels, 2) / channels)
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1).reshape(tokens, channels)
 
@@ -48,8 +49,8 @@ class PositionalInsert(nn.Module):
     learned: bool = False
 
     @nn.compact
-    def __call__(self) -> jax.Array:
-        """Returns psi(S) float32[N, D]."""
+    def __call__(self) -> Float[Array, "N D"]:
+        """Returns psi(S), float32."""
         if self.learned:
             bound = math.sqrt(2 / (self.tokens + self.channels))
             x = self.param(
