@@ -40,6 +40,7 @@ def test_published_folders_load_and_write_boxes(name, tmp_path):
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_rehearsal(name, tmp_path):
     command = [sys.executable, "benchmarks/rehearsal.py", "--models", name, "--workdir", str(tmp_path / "rehearsal")]
+    command += ["--patience", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
