@@ -92,10 +92,10 @@ def _claim(config: ConfigDict, workdir: AnyPath, vlm: VLM) -> None:
         del mine["batch_size"]  # that of these devices, which need not be those that trained
     steps, theirs = bound_to(workdir)
     try:
-        theirs = json.loads(path.read_text("utf-8"))
-        if not isinstance(theirs, dict):
-            raise ValueError("no dict")
-        lost = ""
+        held = json.loads(path.read_text("utf-8"))
+        if not isinstance(held, dict):
+            raise ValueError(f"a {type(held).__name__} in place of an object")
+        theirs, lost = held, ""
     except FileNotFoundError:
         lost = "is missing"
     except (OSError, ValueError) as error:
@@ -107,6 +107,8 @@ def _claim(config: ConfigDict, workdir: AnyPath, vlm: VLM) -> None:
             f"{path}: {lost}, and the checkpoints beside it do not say what config they belong to; choose another"
             " --workdir"
         )
+    if lost and config.run == "train" and not steps and (workdir / INSERT).exists():
+        raise UserError(f"{path}: {lost}, and {workdir / INSERT} is of another run; choose another --workdir")
     if theirs is not None:
         entries.refuse_another(workdir, optimiser.OFF | theirs, mine)
     if lost and (config.run == "train" or steps):

@@ -42,7 +42,7 @@ def told(path: os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        named = getattr(error, "filename", None)
+        named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a rename its target
         where = named if isinstance(named, str) else os.fspath(path)
         raise UserError(f"{where}: cannot be written ({reason(error)}); {remedy(error)}") from error
 

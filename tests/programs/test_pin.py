@@ -322,3 +322,21 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder, tmp_path):
     # With room again the same command goes on.
     subprocess.run([*command, f"--workdir={tmp_path / 'w'}"], cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "w" / "results.json").exists()
+
+
+def test_a_workdir_whose_config_is_lost(folder, trained, tmp_path, capsys):
+    """Its checkpoints say what it is bound to; an insert alone does not, and is not written over."""
+    frozen, config = vlm.load(folder), config_for(folder, curriculum=0.25)
+    shutil.copytree(trained, tmp_path / "w")
+    path = tmp_path / "w" / "config.json"
+    for damage in (path.unlink, lambda: path.write_text("{"), lambda: path.write_text("[1]")):
+        damage()
+        with pytest.raises(UserError, match="belongs to another config: seed 0 there, 1 here"):
+            pin._claim(config_for(folder, curriculum=0.25, seed=1), tmp_path / "w", frozen)
+        pin._claim(config, tmp_path / "w", frozen)
+        assert "written anew from the checkpoint of step 12" in " ".join(capsys.readouterr().out.split())
+        assert json.loads(path.read_text()) == json.loads((trained / "config.json").read_text())
+    path.unlink()
+    shutil.rmtree(tmp_path / "w" / "checkpoints")
+    with pytest.raises(UserError, match=r"config.json: is missing, and .*insert.safetensors is of another run"):
+        pin._claim(config, tmp_path / "w", frozen)

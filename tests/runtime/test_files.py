@@ -44,6 +44,9 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == '{\n "a": 1\n}\n' and [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    (tmp_path / "picture.png").mkdir()
+    with pytest.raises(UserError, match=r"picture.png: cannot be written .*; move away what stands there"):
+        files.write_bytes(tmp_path / "picture.png", b"")
     (tmp_path / "other.partial").mkdir()
     with pytest.raises(UserError, match=r"other.partial: cannot be written .*; move away what stands there"):
         files.write_json(tmp_path / "other.json", {})
