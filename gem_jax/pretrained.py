@@ -208,6 +208,8 @@ def _siglip_tokenizer(folder: pathlib.Path, config: CLIPConfig) -> tuple[Any, CL
             f"tokenizer {folder}: a {type(tokenizer).__name__}, neither SigLIP's own (spiece.model) nor Gemma's"
             " (SigLIP 2); how its texts are prepared is not known here"
         )
+    if gemma and tokenizer.pad_token_id != tokenizer.get_vocab()["<pad>"]:
+        raise UserError(f"tokenizer {folder}: its pad_token is {tokenizer.pad_token!r}; expected Gemma's <pad>")
     text = dataclasses.replace(config.text, pad=tokenizer.pad_token_id)
     return tokenizer, dataclasses.replace(config, text=text)
 

@@ -358,6 +358,7 @@ def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
     config = model.config
     where, found = preprocessor(folder)
     mean, std = pixel_statistics(found["image_mean"], found["image_std"], (CLIP_MEAN, CLIP_STD), str(where))
+    _same_queries(folder, config.qformer.queries)
     tokenizer = _tokenizer(folder, config, around)
     # Box texts end with `</s>`; for captions the published generation configs stop OPT at a newline.
     end = tokenizer.convert_tokens_to_ids(around.suffix)
@@ -366,6 +367,16 @@ def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
     return Published(
         model, files.Tensors(folder), table(model.config), dtypes, tokenizer, around, mean, std, _processor(folder)
     )
+
+
+def _same_queries(folder: pathlib.Path, queries: int) -> None:
+    """Refuses a processor that makes another number of image places than the Q-Former has queries."""
+    path = folder / "processor_config.json"
+    asked = files.read_object(path).get("num_query_tokens") if path.is_file() else None
+    if asked is not None and asked != queries:
+        raise UserError(
+            f"{path}: num_query_tokens is {files.short(asked)}, but {queries} in config.json; give files of one model"
+        )
 
 
 def _processor(folder: pathlib.Path) -> Any:

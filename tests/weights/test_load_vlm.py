@@ -157,6 +157,9 @@ def test_folders_that_lack_a_part_or_hold_nonsense(folder, tmp_path):
     refused(only_weights, "no vocabulary in it; it must hold tokenizer.json")
     refused(pixels(image_std=[0.5, 0.0, 0.5]), "std of the pixels is .*expected three numbers over 0")
     refused(pixels(do_normalize=False), "do_normalize is False, but only")
+    refused(
+        lambda f: (f / "processor_config.json").write_text('{"num_query_tokens": 5}'), "num_query_tokens is 5, but 4"
+    )
     refused(nan, "language_projection.bias .* is int32.*|qformer.layernorm.weight .* holds NaN")
 
 

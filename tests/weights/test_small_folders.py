@@ -25,7 +25,7 @@ def small(request, tmp_path_factory):
     return folder, LOADERS[request.param]
 
 
-def refused(folder, load, data: bytes, words: str = "") -> str:
+def refused(folder, load, data: bytes, words: str = ".") -> str:
     path = folder / "config.json"
     before = path.read_bytes()
     path.write_bytes(data)

@@ -225,7 +225,8 @@ def test_what_unpacks_to_more_is_not_unpacked(tmp_path, member):
     """A zip bomb: little on disk, much in memory."""
     path = tmp_path / "x.pt"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
+        if member != "data.pkl":
+            archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
         archive.writestr(f"archive/{member}", bytes(8 << 20), compress_type=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 1 << 16
     tracemalloc.start()
