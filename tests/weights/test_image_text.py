@@ -85,6 +85,46 @@ def test_gem_runs_on_it(golden, name, tmp_path):
     assert heat.shape == (2, 2, 28, 14) and np.isfinite(heat).all() and heat[1].max() == 1
 
 
+def test_siglip_2_is_read_as_it_was_trained(golden, tmp_path):
+    """Gemma's tokenizer: lower case, `<eos>` (1) behind, filled with `<pad>` (0), though the config's default is 1."""
+    weights, arrays = golden("model_siglip")
+    folder = write(tmp_path / "m", weights, arrays["config"])
+    (folder / "spiece.model").unlink()
+    tokens = published.siglip2(folder)
+    meta = json.loads((folder / "config.json").read_text())
+    tensors = safetensors.load_file(folder / "model.safetensors")
+    name = "text_model.embeddings.token_embedding.weight"
+    tensors[name] = np.pad(tensors[name], [(0, tokens - len(tensors[name])), (0, 0)])
+    safetensors.save_file(tensors, folder / "model.safetensors")
+    meta["text_config"]["vocab_size"] = tokens
+    del meta["text_config"]["pad_token_id"]
+    (folder / "config.json").write_text(json.dumps(meta))
+    # As transformers 5 saves the processor, with a null in it: the kind's own default.
+    (folder / "preprocessor_config.json").unlink()
+    published.image_processor(folder, "siglip", 28, nested=True)
+    held = json.loads((folder / "processor_config.json").read_text())
+    held["image_processor"] |= {"image_mean": None, "image_std": [0.25, 0.5, 0.5]}
+    (folder / "processor_config.json").write_text(json.dumps(held))
+    model = pretrained.load(folder)
+    low, high = model.tokenize(["a cat", "A Cat"])
+    assert low.tolist() == high.tolist() and len(low) == meta["text_config"]["max_position_embeddings"]
+    end = low.tolist().index(1)
+    assert 0 < end and set(low[end + 1 :]) == {0} and low[0] == model.tokenizer.get_vocab()["a"]
+    assert (model.mean, model.std) == ((0.5, 0.5, 0.5), (0.25, 0.5, 0.5))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"tokenizer_class": "T5Tokenizer"}))
+    with pytest.raises(
+        UserError, match="tokenizer_class in tokenizer_config.json makes it a 'T5Tokenizer'|cannot be read"
+    ):
+        pretrained.load(folder)
+
+
+def test_timms_config_beside_open_clips_is_not_looked_at(data, tmp_path):
+    folder = _open_clip(tmp_path / "m", data, True)
+    (folder / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_clip_224", "num_classes": 512}))
+    assert pretrained.load(folder).config.vision.act == "quick_gelu"
+
+
 def _photo() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
 
