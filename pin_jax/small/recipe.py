@@ -196,7 +196,8 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
     )
     if knows["colour"] < config.gate:
         reporting.say(
-            f"colour answers {knows['colour']:.3f} are under the gate {config.gate}: an insert may have little to unlock"
+            f"colour answers {knows['colour']:.3f} are under the gate {config.gate}:"
+            " an insert may have little to unlock"
         )
     return knows
 
