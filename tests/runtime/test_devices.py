@@ -19,7 +19,7 @@ from tests.fixtures.small import write_vlm
 def command(folder, workdir) -> list[str]:
     overrides = {"vlm": folder, "steps": 20, "batch_size": 8, "cache_images": 16, "log_every": 1}
     overrides |= {"eval_every": 10, "eval_subset": 3, "ema": 0.5, "save_every": 10}
-    overrides |= {"eval.images": 5, "eval.context": "(2,)", "eval.context_images": 4}
+    overrides |= {"eval.images": 5, "eval.batch_size": 1, "eval.context": "(2,)", "eval.context_images": 4}
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     return [sys.executable, "main.py", "--config=configs/pin_flamingo.py:tiny", f"--workdir={workdir}", *flags]
 
@@ -80,7 +80,7 @@ def test_two_processes(alone, tmp_path):
             subprocess.Popen(command(folder, tmp_path / "w"), cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
         )
     for process in started:
-        _, error = process.communicate(timeout=300)
+        _, error = process.communicate(timeout=600)
         assert process.returncode == 0, error[-2000:]
     same(workdir, tmp_path / "w")
 
