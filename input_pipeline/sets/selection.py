@@ -134,6 +134,9 @@ class Rules:
         return [*out, WithObjects()]
 
 
+FORMER = {"most": "max_annotations"}  # names of rules in programs written before
+
+
 def rules(options: Mapping[str, Any]) -> Rules:
     """From a config.
 
@@ -141,9 +144,10 @@ def rules(options: Mapping[str, Any]) -> Rules:
       UserError: an option that does not exist.
     """
     known = {field.name for field in dataclasses.fields(Rules)}
-    for name in set(options) - known:
+    given = {FORMER.get(name, name): value for name, value in options.items()}
+    for name in set(given) - known:
         raise UserError(f"selection rule {name!r}: expected one of {', '.join(sorted(known))}")
-    return Rules(**dict(options))
+    return Rules(**given)
 
 
 def select(source: Annotated, steps: Sequence[Any]) -> Annotated:

@@ -213,3 +213,16 @@ def test_classes_of_another_form(tmp_path):
             sources.label_folder(tmp_path)
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfcat\r\n")
     assert sources.label_folder(tmp_path).classes == ["cat"]
+
+
+def test_former_names_of_modules_still_lead_to_them():
+    import input_pipeline
+
+    for name, now in input_pipeline.FORMER.items():
+        with pytest.warns(DeprecationWarning, match=f"input_pipeline.{name} is now"):
+            assert getattr(input_pipeline, name).__name__ == f"input_pipeline.{now}"
+    from input_pipeline.records import Tally
+    from input_pipeline.sets import selection
+
+    assert Tally().report() == BadRecordLog().report()
+    assert selection.rules({"most": 5}) == selection.rules({"max_annotations": 5})
