@@ -208,7 +208,7 @@ def ask(config: ConfigDict, vlm: vlm_lib.VLM) -> list[str]:
         raise UserError("config.image is empty: give a picture, --config.image=photo.jpg")
     size = vlm.codec.image_size
     square = np.asarray(open_image(config.image).resize((size, size), Image.Resampling.BICUBIC))
-    prompts = [text for text in config.prompts.prompt_and_target("|") if text.strip()]
+    prompts = [text for text in config.prompts.split("|") if text.strip()]
     if not prompts:
         raise UserError("config.prompts is empty: give texts to go on from, --config.prompts='A photo of'")
     seen = evaluate.encode(vlm, [square], 1)
