@@ -24,7 +24,7 @@ def detection(spec: str, data_dir: str, bad_records: BadRecordLog, split: str = 
       UserError: the package is missing, the set is not prepared there, or it has no boxes.
     """
     try:
-        import tensorflow_datasets
+        import tensorflow_datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f"tfds:{spec}: the package tensorflow-datasets is missing; pip install tensorflow-datasets"
