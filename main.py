@@ -76,7 +76,8 @@ def _run() -> None:
     Raises:
       UserError: as they say.
     """
-    from pin_jax.runtime import compilation, launch, preemption, reporting, workdirs  # not above: they import JAX
+    from pin_jax.runtime import compilation, reporting  # not above: they import JAX
+    from pin_jax.runtime.processes import launch, preemption, workdirs  # not above: they import JAX
 
     given = WORKDIR.value if WORKDIR.value is not None else str(catalogue.workdir(*_given(sys.argv)))
     workdir = workdirs.named(given)

@@ -35,7 +35,7 @@ from pin_jax.decoding import search as decode  # noqa: E402
 from pin_jax.methods import METHODS  # noqa: E402
 from pin_jax.models.blip2 import Blip2, Blip2Config  # noqa: E402
 from pin_jax.models.interface import Inserts  # noqa: E402
-from pin_jax.models.opt import OPTConfig  # noqa: E402
+from pin_jax.models.language.opt import OPTConfig  # noqa: E402
 from pin_jax.models.qformer import QFormerConfig  # noqa: E402
 from pin_jax.models.vit import ViTConfig  # noqa: E402
 from pin_jax.runtime import flops, sharding  # noqa: E402

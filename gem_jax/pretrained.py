@@ -19,8 +19,10 @@ from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
 from pin_jax.runtime import reporting
-from pin_jax.weights import config_sizes, image_text, image_text_configs, tokenizers
-from pin_jax.weights.config_entries import ACTIVATIONS, known_names, part, pixel_statistics
+from pin_jax.weights import image_text, tokenizers
+from pin_jax.weights.configs import image_text as image_text_configs
+from pin_jax.weights.configs import sizes
+from pin_jax.weights.configs.entries import ACTIVATIONS, known_names, part, pixel_statistics
 from pin_jax.weights.convert import convert
 from pin_jax.weights.files import Tensors, read_object, resolve
 from pin_jax.weights.parameters import fill, flatten, read_safetensors
@@ -96,7 +98,7 @@ def skeleton(module: Any, where: str = "config.json") -> Any:
     vision = module.config.vision
     side = vision.grid * vision.patch  # a rest of the image that fills no patch is cut off (384 = 27 * 14 + 6)
     pixels, ids = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    with config_sizes.buildable(where):
+    with sizes.buildable(where):
         return jax.eval_shape(module.init, jax.random.key(0), pixels, ids)["params"]
 
 
@@ -271,10 +273,10 @@ def _own(folder: pathlib.Path, meta: Mapping[str, Any], dtype: Any) -> ImageText
 
     where = str(folder / "config.json")
     held = part(meta, "model", where, required=True)
-    vision = config_sizes.build(ViTConfig, held.get("vision"), f"{where}, model.vision", dtype=dtype)
-    text = config_sizes.build(TextConfig, held.get("text"), f"{where}, model.text", dtype=dtype)
-    config = config_sizes.build(CLIPConfig, {**held, "vision": vision, "text": text}, f"{where}, model")
-    module = CLIP(config_sizes.check(config, where))
+    vision = sizes.build(ViTConfig, held.get("vision"), f"{where}, model.vision", dtype=dtype)
+    text = sizes.build(TextConfig, held.get("text"), f"{where}, model.text", dtype=dtype)
+    config = sizes.build(CLIPConfig, {**held, "vision": vision, "text": text}, f"{where}, model")
+    module = CLIP(sizes.check(config, where))
     mean, std = pixel_statistics(meta.get("image_mean"), meta.get("image_std"), (CLIP_MEAN, CLIP_STD), where)
     names = known_names(meta, where)
     params = fill(skeleton(module, where), read_safetensors(folder / "model.safetensors"), str(folder))

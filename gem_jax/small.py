@@ -23,7 +23,8 @@ from input_pipeline.text.box_codec import BoxCodec
 from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig, normalise
-from pin_jax.runtime import files, launch, reporting
+from pin_jax.runtime import files, reporting
+from pin_jax.runtime.processes import launch
 from pin_jax.runtime.train_stage import adamw, train_stage
 
 RUNS = ("train", "evaluate")

@@ -26,7 +26,7 @@ from pin_jax.models.interface import Inserts
 from pin_jax.runtime import files, reporting
 from pin_jax.runtime.files import AnyPath
 from pin_jax.vlm import VLM
-from pin_jax.weights import config_sizes
+from pin_jax.weights.configs import sizes
 from pin_jax.weights.files import of_project, read_object, short
 from pin_jax.weights.parameters import count_parameters, fill, flatten, read_safetensors
 
@@ -141,7 +141,7 @@ def load(path: str | AnyPath, vlm: VLM, method: str = "") -> tuple[Any, Any]:
     if not isinstance(options, dict):
         raise UserError(f"adapter {path}: options in its header are {short(options)}; expected an object")
     _same_card(path, meta | {"options": options, "parameters": count_parameters(tensors)})
-    with config_sizes.buildable(f"adapter {path}"):
+    with sizes.buildable(f"adapter {path}"):
         built = methods.build(meta["method"], vlm.model.config, options)
         shapes = methods.shapes(built, vlm.params)
     return built, fill(shapes, tensors, f"of adapter {path}")

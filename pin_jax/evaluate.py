@@ -21,7 +21,8 @@ from pin_jax.decoding import automaton, grid
 from pin_jax.decoding import search as decode
 from pin_jax.decoding.in_context import Example, InContext, box_examples
 from pin_jax.models.interface import Inserts
-from pin_jax.runtime import preemption, reporting, sharding
+from pin_jax.runtime import reporting, sharding
+from pin_jax.runtime.processes import preemption
 from pin_jax.scoring import metrics, photographs, queries
 from pin_jax.scoring.queries import Answer
 from pin_jax.vlm import VLM

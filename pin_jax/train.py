@@ -23,12 +23,13 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from pin_jax import adapters, methods
-from pin_jax.runtime import files, launch, preemption, reporting, sharding
+from pin_jax.runtime import files, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
 from pin_jax.runtime.files import AnyPath
 from pin_jax.runtime.meter import Meter, Profile, device_memory
 from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser
 from pin_jax.runtime.prefetch import prefetched
+from pin_jax.runtime.processes import launch, preemption
 from pin_jax.training_data import draw_first_batch, training_batches, training_source
 from pin_jax.validation import Validation
 from pin_jax.vlm import VLM

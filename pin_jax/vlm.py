@@ -28,14 +28,15 @@ from pin_jax.models.attention import ATTENTION
 from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.interface import Inserts
-from pin_jax.models.mpt import MPTConfig
-from pin_jax.models.opt import OPTConfig
+from pin_jax.models.language.mpt import MPTConfig
+from pin_jax.models.language.opt import OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig, normalise
 from pin_jax.runtime import sharding
-from pin_jax.weights import config_sizes, files, registry, tokenizers
-from pin_jax.weights.config_entries import SIZE, known_names, part, pixel_statistics
+from pin_jax.weights import files, registry, tokenizers
+from pin_jax.weights.configs import sizes
+from pin_jax.weights.configs.entries import SIZE, known_names, part, pixel_statistics
 from pin_jax.weights.convert import convert
 from pin_jax.weights.digests import Digest
 from pin_jax.weights.openflamingo import load as load_openflamingo
@@ -268,11 +269,11 @@ def load(folder: str | pathlib.Path, dtype: Any = None) -> VLM:
     if not SIZE.test(grid) or size % grid:
         raise UserError(f"{where}: grid is {grid!r}; expected a whole number that divides the image's side {size}")
     fields = {FORMER_FRAME.get(key, key): value for key, value in part(meta, "frame", where).items()}
-    frame = config_sizes.check(config_sizes.build(Frame, fields, f"{where}, frame"), f"{where}, frame")
+    frame = sizes.check(sizes.build(Frame, fields, f"{where}, frame"), f"{where}, frame")
     mean, std = pixel_statistics(meta.get("image_mean"), meta.get("image_std"), (CLIP_MEAN, CLIP_STD), where)
     names = known_names(meta, where)
     tokenizer = _own_tokenizer(folder, config)
-    with config_sizes.buildable(where):
+    with sizes.buildable(where):
         shapes = skeleton(model)
     params = fill(shapes, read_safetensors(folder / "model.safetensors"), str(folder))
     vlm = VLM(model, params, tokenizer, BoxCodec(size, grid), mean, std, identity(params), names, frame)
@@ -294,8 +295,8 @@ def _model(meta: Mapping[str, Any], dtype: Any, where: str) -> nn.Module:
     for name, each in parts.items():
         optional = name == "perceiver"
         if fields.get(name) is not None or not optional:
-            fields[name] = config_sizes.build(each, fields.get(name), f"{where}, model.{name}", dtype=dtype)
-    return make(config_sizes.check(config_sizes.build(whole, fields, f"{where}, model"), where))
+            fields[name] = sizes.build(each, fields.get(name), f"{where}, model.{name}", dtype=dtype)
+    return make(sizes.check(sizes.build(whole, fields, f"{where}, model"), where))
 
 
 def _own_tokenizer(folder: pathlib.Path, config: Any) -> Any:
@@ -388,7 +389,7 @@ def _codec(size: int, grid: int) -> BoxCodec:
 def _published(found: registry.Published, source: str, mesh: Mesh, rules: sharding.Rules, grid: int) -> tuple[VLM, Any]:
     """Reads the weights of a published VLM onto a mesh."""
     codec = _codec(found.model.config.vision.image_size, grid)
-    with config_sizes.buildable(found.source or source):
+    with sizes.buildable(found.source or source):
         shapes = skeleton(found.model, found.dtypes)
     digest = Digest(getattr(found.tensors, "files", ()))
     params = convert(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gem_jax.heatmaps import Enlarged
-from input_pipeline.sets.label_maps import BACKGROUND, IGNORE  # noqa: F401 (of a record's labels)
+from input_pipeline.sets.reading.label_maps import BACKGROUND, IGNORE  # noqa: F401 (of a record's labels)
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(20))
 

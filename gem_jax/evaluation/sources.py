@@ -18,9 +18,9 @@ from input_pipeline.images import SUFFIXES
 from input_pipeline.pasted.looks import Look, called, tints
 from input_pipeline.pasted.scenes import Scenes
 from input_pipeline.sets import openimages, registry
-from input_pipeline.sets.annotated import good_name
 from input_pipeline.sets.bad_records import BadRecordLog, walk
-from input_pipeline.sets.label_maps import BACKGROUND, IGNORE, LabelMaps, lookup
+from input_pipeline.sets.reading.annotated import good_name
+from input_pipeline.sets.reading.label_maps import BACKGROUND, IGNORE, LabelMaps, lookup
 
 
 class NamedScenes:

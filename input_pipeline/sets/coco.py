@@ -9,10 +9,10 @@ from typing import Any
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_json
 from input_pipeline.images import MAX_PIXELS
-from input_pipeline.sets.annotated import Annotated, entry, good_name, not_empty
 from input_pipeline.sets.bad_records import BadRecordLog, good_box
-from input_pipeline.sets.layout import Pictures, find
 from input_pipeline.sets.names import normalise
+from input_pipeline.sets.reading.annotated import Annotated, entry, good_name, not_empty
+from input_pipeline.sets.reading.layout import Pictures, find
 
 
 def instances(

@@ -13,9 +13,9 @@ import numpy as np
 from input_pipeline.errors import UserError
 from input_pipeline.files import regular
 from input_pipeline.images import SUFFIXES, open_image
-from input_pipeline.sets.annotated import good_name
 from input_pipeline.sets.bad_records import BadRecordLog
-from input_pipeline.sets.layout import find
+from input_pipeline.sets.reading.annotated import good_name
+from input_pipeline.sets.reading.layout import find
 
 COLUMNS = {"ImageId", "X", "Y", "Label", "EstimatedYesNo"}
 

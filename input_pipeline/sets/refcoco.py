@@ -6,10 +6,11 @@ import pathlib
 from typing import Any
 
 from input_pipeline.errors import UserError
-from input_pipeline.sets import coco, pickles
-from input_pipeline.sets.annotated import Annotated, entry, good_name, not_empty
+from input_pipeline.sets import coco
 from input_pipeline.sets.bad_records import BadRecordLog, good_box
-from input_pipeline.sets.layout import Pictures, find
+from input_pipeline.sets.reading import pickles
+from input_pipeline.sets.reading.annotated import Annotated, entry, good_name, not_empty
+from input_pipeline.sets.reading.layout import Pictures, find
 
 SETS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # and the split file that is read by default
 

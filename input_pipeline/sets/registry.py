@@ -11,8 +11,8 @@ from typing import Any
 
 from input_pipeline.errors import UserError
 from input_pipeline.sets import coco, names, openimages, refcoco, segmentation, selection, tfds, voc
-from input_pipeline.sets.annotated import Annotated
 from input_pipeline.sets.bad_records import BadRecordLog
+from input_pipeline.sets.reading.annotated import Annotated
 
 # name -> reader (root, bad_records, split), the split that is read by default, the table of its names
 BOXES: dict[str, tuple[Callable[..., Any], str, str]] = {

@@ -11,9 +11,9 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import read_text, regular
 from input_pipeline.sets import coco, names
 from input_pipeline.sets.bad_records import BadRecordLog
-from input_pipeline.sets.label_maps import BACKGROUND, IGNORE, LabelMaps, lookup
-from input_pipeline.sets.layout import find, listed
-from input_pipeline.sets.masks import decode
+from input_pipeline.sets.reading.label_maps import BACKGROUND, IGNORE, LabelMaps, lookup
+from input_pipeline.sets.reading.layout import find, listed
+from input_pipeline.sets.reading.masks import decode
 
 
 def _classes(table: str) -> list[str]:

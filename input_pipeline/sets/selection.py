@@ -15,7 +15,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.sets import lvis
-from input_pipeline.sets.annotated import Annotated, keep
+from input_pipeline.sets.reading.annotated import Annotated, keep
 
 
 @dataclasses.dataclass(frozen=True)

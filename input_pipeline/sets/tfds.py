@@ -9,8 +9,8 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
-from input_pipeline.sets.annotated import Annotated, entry, good_name, not_empty
 from input_pipeline.sets.bad_records import BadRecordLog, good_box
+from input_pipeline.sets.reading.annotated import Annotated, entry, good_name, not_empty
 
 
 def detection(spec: str, data_dir: str, bad_records: BadRecordLog, split: str = "") -> Annotated:

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import read_bytes
-from input_pipeline.sets.annotated import Annotated, entry, good_name, not_empty
 from input_pipeline.sets.bad_records import BadRecordLog, good_box
-from input_pipeline.sets.layout import find, listed
+from input_pipeline.sets.reading.annotated import Annotated, entry, good_name, not_empty
+from input_pipeline.sets.reading.layout import find, listed
 
 
 def detection(

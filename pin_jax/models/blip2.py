@@ -8,9 +8,9 @@ from jaxtyping import Array, Float
 
 from pin_jax.models import layers
 from pin_jax.models.base import ImagesInText
-from pin_jax.models.opt import OPT, OPT_2_7B, OPT_6_7B, OPTConfig
+from pin_jax.models.language.opt import OPT, OPT_2_7B, OPT_6_7B, OPTConfig
+from pin_jax.models.language.t5 import FLAN_T5_XL, T5, T5Config
 from pin_jax.models.qformer import QFormer, QFormerConfig
-from pin_jax.models.t5 import FLAN_T5_XL, T5, T5Config
 from pin_jax.models.vit import EVA_G14, ViT, ViTConfig
 
 

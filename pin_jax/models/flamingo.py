@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pin_jax.models import attention, layers
 from pin_jax.models.base import FusedModel
-from pin_jax.models.decoder import Decoder
-from pin_jax.models.gpt_neox import GPTNeoXConfig
 from pin_jax.models.interface import KeysValues, Media
-from pin_jax.models.mpt import MPTConfig
+from pin_jax.models.language.decoder import Decoder
+from pin_jax.models.language.gpt_neox import GPTNeoXConfig
+from pin_jax.models.language.mpt import MPTConfig
 from pin_jax.models.perceiver import Perceiver, PerceiverConfig
 from pin_jax.models.vit import ViT, ViTConfig
 

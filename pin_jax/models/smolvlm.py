@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from pin_jax.models import layers
 from pin_jax.models.base import ImagesInText
 from pin_jax.models.interface import Inserts
-from pin_jax.models.llama import Llama, LlamaConfig
+from pin_jax.models.language.llama import Llama, LlamaConfig
 from pin_jax.models.vit import ViT, ViTConfig
 
 

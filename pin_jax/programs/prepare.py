@@ -11,7 +11,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.pasted import backgrounds, cutouts, packing
 from input_pipeline.pasted.packed import Pack
 from input_pipeline.sets.bad_records import BadRecordLog
-from pin_jax.runtime import files, launch, reporting
+from pin_jax.runtime import files, reporting
+from pin_jax.runtime.processes import launch
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -20,9 +20,10 @@ from configs.lib import catalogue, schema
 from input_pipeline.errors import UserError
 from pin_jax import evaluate, train
 from pin_jax.programs import pin
-from pin_jax.runtime import files, reporting, sharding, workdirs
+from pin_jax.runtime import files, reporting, sharding
 from pin_jax.runtime.entries import listed, refuse_another
 from pin_jax.runtime.files import AnyPath
+from pin_jax.runtime.processes import workdirs
 from pin_jax.scoring import figures
 from pin_jax.weights.files import read_object
 

@@ -185,7 +185,8 @@ def build(
       UserError: the disk is full, the folder is not local, or another run is building the same cache.
     """
     # Not above: workers that prepare data import this module, not JAX.
-    from pin_jax.runtime import files, preemption, sharding, workdirs
+    from pin_jax.runtime import files, sharding
+    from pin_jax.runtime.processes import preemption, workdirs
     from pin_jax.runtime.reporting import say
 
     if files.is_remote(folder):

@@ -28,7 +28,8 @@ def write(
     it parsed. predictions_refcoco.json, for RefCOCO: a row a sentence.
 
     Args:
-      records: image_id, names, said and boxes; of photographs also what `input_pipeline.sets.annotated.Annotated` has.
+      records: image_id, names, query_text and boxes; of photographs also what
+        `input_pipeline.sets.reading.annotated.Annotated` has.
       answers: one a query, in order: text, box float[4] in the squashed picture, parsed, score.
       side: of the squashed picture, in pixels. ending: of the names of the predictions' files.
     """

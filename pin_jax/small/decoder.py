@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.loader import batches
 from input_pipeline.text import captions
-from pin_jax.models.opt import OPT
+from pin_jax.models.language.opt import OPT
 from pin_jax.runtime.train_stage import adamw, train_stage
 from pin_jax.small import numbers, queries, stage_1, words
 from pin_jax.small.shape import Shape

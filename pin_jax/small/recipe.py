@@ -21,7 +21,8 @@ from pin_jax import evaluate
 from pin_jax import vlm as vlm_lib
 from pin_jax.models.interface import Inserts
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD
-from pin_jax.runtime import feature_cache, files, launch, reporting
+from pin_jax.runtime import feature_cache, files, reporting
+from pin_jax.runtime.processes import launch
 from pin_jax.runtime.train_stage import adamw, train_stage
 from pin_jax.small import decoder, language, queries, stage_1
 from pin_jax.small.shape import Shape, build

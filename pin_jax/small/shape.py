@@ -14,8 +14,8 @@ from input_pipeline.text.box_codec import BoxCodec
 from input_pipeline.text.prompts import Frame
 from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
-from pin_jax.models.mpt import MPTConfig
-from pin_jax.models.opt import OPTConfig
+from pin_jax.models.language.mpt import MPTConfig
+from pin_jax.models.language.opt import OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import ViTConfig

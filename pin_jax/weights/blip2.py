@@ -10,13 +10,14 @@ from typing import Any
 from input_pipeline.errors import UserError
 from input_pipeline.text.prompts import Frame
 from pin_jax.models.blip2 import BLIP2_FLAN_T5_XL, BLIP2_OPT_2_7B, BLIP2_OPT_6_7B, Blip2, Blip2Config
-from pin_jax.models.opt import OPTConfig
+from pin_jax.models.language.opt import OPTConfig
+from pin_jax.models.language.t5 import T5Config
 from pin_jax.models.qformer import QFormerConfig
-from pin_jax.models.t5 import T5Config
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
-from pin_jax.weights import config_sizes, files, published, tokenizers
+from pin_jax.weights import files, published, tokenizers
 from pin_jax.weights.clip import eva_vision
-from pin_jax.weights.config_entries import (
+from pin_jax.weights.configs import sizes
+from pin_jax.weights.configs.entries import (
     ACTIVATION,
     ACTIVATIONS,
     EPS,
@@ -31,8 +32,8 @@ from pin_jax.weights.config_entries import (
     part,
     pixel_statistics,
 )
+from pin_jax.weights.configs.image_text import preprocessor
 from pin_jax.weights.convert import Rule, flat, linear, module
-from pin_jax.weights.image_text_configs import preprocessor
 from pin_jax.weights.registry import Published
 
 PARTS = ("vision", "qformer", "lm")
@@ -216,7 +217,7 @@ def config_of(
     config = Blip2Config(vit, queries, lm, image_token=image, end_token=end, pad_token=pad)
     if vit.image_size % vit.patch:
         raise UserError(f"{where}, vision_config: patch_size {vit.patch} does not divide image_size {vit.image_size}")
-    return config_sizes.check(config, where)
+    return sizes.check(config, where)
 
 
 def qformer(prefix: str = r"qformer\.", to: str = "qformer/", cross_every: int = 2) -> list[Rule]:

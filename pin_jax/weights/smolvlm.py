@@ -12,12 +12,13 @@ from typing import Any
 
 from input_pipeline.errors import UserError
 from input_pipeline.text.prompts import Frame
-from pin_jax.models.llama import LlamaConfig
+from pin_jax.models.language.llama import LlamaConfig
 from pin_jax.models.smolvlm import SMOLVLM_2_2B, SMOLVLM_256M, SMOLVLM_500M, SmolVLM, SmolVLMConfig
 from pin_jax.models.vit import ViTConfig
-from pin_jax.weights import config_sizes, files, published, tokenizers
+from pin_jax.weights import files, published, tokenizers
 from pin_jax.weights.clip import clip_vision
-from pin_jax.weights.config_entries import (
+from pin_jax.weights.configs import sizes
+from pin_jax.weights.configs.entries import (
     ACTIVATION,
     ACTIVATIONS,
     EPS,
@@ -32,8 +33,8 @@ from pin_jax.weights.config_entries import (
     part,
     pixel_statistics,
 )
+from pin_jax.weights.configs.image_text import preprocessor
 from pin_jax.weights.convert import Rule, linear, module
-from pin_jax.weights.image_text_configs import preprocessor
 from pin_jax.weights.registry import Published
 
 PARTS = ("vision", "lm")
@@ -148,7 +149,7 @@ def config_of(
         raise UserError(f"{where}, text_config: {lm.key_heads} key heads do not divide {lm.heads} heads")
     pad = text["pad_token_id"] if text["pad_token_id"] is not None else meta.get("pad_token_id") or 0
     ids = {"image_token": whole["image_token_id"] or 0, "end_token": text["eos_token_id"] or 0, "pad_token": pad}
-    return config_sizes.check(SmolVLMConfig(vit, lm, shuffle, **ids), where)
+    return sizes.check(SmolVLMConfig(vit, lm, shuffle, **ids), where)
 
 
 def llama(prefix: str = "", to: str = "", head: str = r"lm_head\.weight", tied: bool = False) -> list[Rule]:

@@ -23,7 +23,7 @@ from pin_jax.decoding import automaton as box_automaton
 from pin_jax.decoding import grid, search
 from pin_jax.models.flamingo import Flamingo
 from pin_jax.models.interface import Inserts
-from pin_jax.models.mpt import MPTConfig
+from pin_jax.models.language.mpt import MPTConfig
 from pin_jax.vlm import VLM
 from tests.fixtures import tiny
 

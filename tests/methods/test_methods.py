@@ -22,8 +22,8 @@ from pin_jax.methods.lora import merge
 from pin_jax.models.blip2 import BLIP2_OPT_2_7B, Blip2, Blip2Config
 from pin_jax.models.flamingo import FlamingoConfig
 from pin_jax.models.interface import Inserts
-from pin_jax.models.mpt import MPTConfig
-from pin_jax.models.opt import OPTConfig
+from pin_jax.models.language.mpt import MPTConfig
+from pin_jax.models.language.opt import OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import CLIP_L14, EVA_G14, ViT, ViTConfig

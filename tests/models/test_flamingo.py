@@ -10,7 +10,7 @@ from einops import rearrange
 
 from pin_jax.models.flamingo import Flamingo, GatedCrossAttention
 from pin_jax.models.interface import Inserts, Media
-from pin_jax.models.mpt import MPTBlock
+from pin_jax.models.language.mpt import MPTBlock
 from pin_jax.models.perceiver import Perceiver
 from pin_jax.weights.convert import convert
 from pin_jax.weights.openflamingo.rules import openflamingo

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
-from pin_jax.models.gpt_neox import GPTNeoXConfig
-from pin_jax.models.mpt import MPTConfig
+from pin_jax.models.language.gpt_neox import GPTNeoXConfig
+from pin_jax.models.language.mpt import MPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.vit import ViTConfig
 from pin_jax.weights.convert import convert

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pin_jax.models.language.mpt import MPT_1B, MPT_7B, MPTBlock, MPTConfig, alibi_slopes
 from pin_jax.models.layers import stacked
-from pin_jax.models.mpt import MPT_1B, MPT_7B, MPTBlock, MPTConfig, alibi_slopes
 from pin_jax.weights.convert import convert
 from pin_jax.weights.openflamingo.rules import mpt
 from tests.fixtures.tiny import skeleton

@@ -9,9 +9,9 @@ import pytest
 
 from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.interface import Inserts
-from pin_jax.models.opt import OPTConfig
+from pin_jax.models.language.opt import OPTConfig
+from pin_jax.models.language.t5 import T5Config
 from pin_jax.models.qformer import QFormerConfig
-from pin_jax.models.t5 import T5Config
 from pin_jax.train import box_loss
 from pin_jax.vlm import skeleton
 from tests.fixtures import tiny

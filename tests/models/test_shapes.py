@@ -25,11 +25,11 @@ def calls() -> None:
     from pin_jax.models.blip2 import Blip2, Blip2Config
     from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
     from pin_jax.models.flamingo import Flamingo
-    from pin_jax.models.gpt_neox import GPTNeoXConfig
     from pin_jax.models.interface import Inserts
-    from pin_jax.models.opt import OPTConfig
+    from pin_jax.models.language.gpt_neox import GPTNeoXConfig
+    from pin_jax.models.language.opt import OPTConfig
+    from pin_jax.models.language.t5 import T5Config
     from pin_jax.models.qformer import QFormerConfig
-    from pin_jax.models.t5 import T5Config
     from tests.fixtures import tiny
 
     small = {"vocab": 30, "width": 16, "depth": 1, "heads": 2, "mlp": 32}

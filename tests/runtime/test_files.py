@@ -12,7 +12,8 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from input_pipeline.errors import UserError, remedy
-from pin_jax.runtime import files, reporting, workdirs
+from pin_jax.runtime import files, reporting
+from pin_jax.runtime.processes import workdirs
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from input_pipeline.errors import UserError
-from pin_jax.runtime import launch
+from pin_jax.runtime.processes import launch
 from tests.fixtures.golden_files import ROOT
 
 

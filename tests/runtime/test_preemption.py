@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from pin_jax.runtime import preemption
+from pin_jax.runtime.processes import preemption
 
 
 def ask():

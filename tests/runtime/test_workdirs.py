@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from input_pipeline.errors import UserError
-from pin_jax.runtime import workdirs
+from pin_jax.runtime.processes import workdirs
 from tests.fixtures.golden_files import ROOT
 
 HOLD = """

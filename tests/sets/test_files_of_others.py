@@ -11,8 +11,9 @@ from PIL import Image
 
 from gem_jax.evaluation import sources
 from input_pipeline.errors import UserError
-from input_pipeline.sets import coco, layout, openimages, pickles, refcoco, registry, voc
+from input_pipeline.sets import coco, openimages, refcoco, registry, voc
 from input_pipeline.sets.bad_records import BadRecordLog
+from input_pipeline.sets.reading import layout, pickles
 from tests.fixtures import layouts
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}

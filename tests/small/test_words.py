@@ -13,7 +13,7 @@ from input_pipeline.pasted import looks
 from input_pipeline.text import captions, word_tokenizer
 from input_pipeline.text.box_codec import BoxCodec
 from pin_jax.models.blip2 import Blip2, Blip2Config
-from pin_jax.models.opt import OPT, OPTConfig
+from pin_jax.models.language.opt import OPT, OPTConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.vit import ViTConfig
 from pin_jax.small import language, numbers

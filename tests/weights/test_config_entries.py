@@ -10,8 +10,9 @@ import pytest
 import transformers
 
 from input_pipeline.errors import UserError
-from pin_jax.weights import blip2, image_text_configs
-from pin_jax.weights.config_entries import PREPROCESSOR, SIZE, Table, one_of, pixel_statistics
+from pin_jax.weights import blip2
+from pin_jax.weights.configs import image_text
+from pin_jax.weights.configs.entries import PREPROCESSOR, SIZE, Table, one_of, pixel_statistics
 from pin_jax.weights.openflamingo import language_models
 from tests.fixtures import published
 
@@ -57,7 +58,7 @@ def language(folder, meta):
 
 def open_clip(folder, meta):
     (folder / "open_clip_config.json").write_text(json.dumps(meta))
-    return image_text_configs.open_clip(folder)[0]
+    return image_text.open_clip(folder)[0]
 
 
 def dumped(config) -> dict:
@@ -76,7 +77,7 @@ CASES = {
     ),
     **{
         kind: (
-            dumped(config()), lambda f, m, kind=kind: image_text_configs.hugging_face(m, kind), "vision_config"
+            dumped(config()), lambda f, m, kind=kind: image_text.hugging_face(m, kind), "vision_config"
         )
         for kind, config in (
             ("clip", transformers.CLIPConfig), ("siglip", transformers.SiglipConfig), ("blip", transformers.BlipConfig)
@@ -213,10 +214,10 @@ def test_the_mechanism():
 
 def test_preprocessors(tmp_path):
     published.image_processor(tmp_path, "siglip", 28)
-    where, found = image_text_configs.preprocessor(tmp_path)
+    where, found = image_text.preprocessor(tmp_path)
     assert where.name == "preprocessor_config.json" and found["image_mean"] == [0.5, 0.5, 0.5]
     published.image_processor(tmp_path / "new", "clip", 28, nested=True)  # transformers 5
-    where, found = image_text_configs.preprocessor(tmp_path / "new")
+    where, found = image_text.preprocessor(tmp_path / "new")
     assert where.name == "processor_config.json" and found["image_std"][0] == 0.26862954
     for odd in ({"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"image_mean": [0.5]}, {"to_bgr": True}):
         with pytest.raises(UserError, match=next(iter(odd))):

@@ -19,7 +19,7 @@ from input_pipeline.errors import UserError
 from pin_jax.models.blip import BLIP
 from pin_jax.models.clip import BACKBONES, CLIP, CLIPConfig, TextConfig
 from pin_jax.models.vit import ViTConfig
-from pin_jax.weights.image_text_configs import hugging_face
+from pin_jax.weights.configs.image_text import hugging_face
 from pin_jax.weights.published import IMAGE_TEXT
 from tests.fixtures import gem_models, published
 from tests.fixtures.golden_files import GOLDEN, split_weights

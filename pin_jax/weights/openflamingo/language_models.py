@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.errors import UserError
-from pin_jax.models.gpt_neox import GPTNeoXConfig
-from pin_jax.models.mpt import MPTConfig
-from pin_jax.weights import config_sizes, files
-from pin_jax.weights.config_entries import (
+from pin_jax.models.language.gpt_neox import GPTNeoXConfig
+from pin_jax.models.language.mpt import MPTConfig
+from pin_jax.weights import files
+from pin_jax.weights.configs import sizes
+from pin_jax.weights.configs.entries import (
     ACTIVATION,
     ACTIVATIONS,
     EPS,
@@ -123,7 +124,7 @@ def language_config(folder: pathlib.Path) -> MPTConfig | GPTNeoXConfig:
     read = {"mpt": _mpt, "mosaic_gpt": _mosaic_gpt, "gpt_neox": _gpt_neox}
     if not isinstance(kind, str) or kind not in read:
         raise UserError(f"{where}: its model_type is {short(kind)}; expected {', '.join(read)}")
-    return config_sizes.check(read[kind](meta, where), where)
+    return sizes.check(read[kind](meta, where), where)
 
 
 def _shape(found: Mapping[str, Any], ratio: float, qk_norm: bool, where: str) -> MPTConfig:

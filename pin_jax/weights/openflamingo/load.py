@@ -13,12 +13,13 @@ import numpy as np
 from input_pipeline.errors import UserError
 from input_pipeline.text.prompts import Frame
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
-from pin_jax.models.gpt_neox import GPTNeoXConfig
-from pin_jax.models.mpt import MPTConfig
+from pin_jax.models.language.gpt_neox import GPTNeoXConfig
+from pin_jax.models.language.mpt import MPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
-from pin_jax.weights import files, image_text_configs, tokenizers
-from pin_jax.weights.config_entries import pixel_statistics
+from pin_jax.weights import files, tokenizers
+from pin_jax.weights.configs import image_text
+from pin_jax.weights.configs.entries import pixel_statistics
 from pin_jax.weights.openflamingo.language_models import language_config
 from pin_jax.weights.openflamingo.rules import openflamingo
 from pin_jax.weights.openflamingo.shapes import BY_ID
@@ -43,14 +44,14 @@ def vision_config(folder: pathlib.Path) -> tuple[ViTConfig, tuple[float, ...], t
     is used all the same: every published OpenFlamingo stands on OpenAI's weights, which need it.
     """
     if _is_open_clip(folder):
-        config, _, pixels = image_text_configs.open_clip_tower(folder, quick_by_default=True, post_norm=False)
+        config, _, pixels = image_text.open_clip_tower(folder, quick_by_default=True, post_norm=False)
         where, names = folder / "open_clip_config.json", ("mean", "std")
     else:
         meta = files.read_object(folder / "config.json")
         if meta.get("model_type") not in ("clip", "clip_vision_model"):
             raise UserError(f"vision model {folder}: its model_type is {meta.get('model_type')!r}; expected clip")
-        config = image_text_configs.clip_tower(meta, str(folder / "config.json"), post_norm=False)
-        where, pixels = image_text_configs.preprocessor(folder)
+        config = image_text.clip_tower(meta, str(folder / "config.json"), post_norm=False)
+        where, pixels = image_text.preprocessor(folder)
         names = ("image_mean", "image_std")
     if config.image_size % config.patch:
         raise UserError(f"vision model {folder}: patch {config.patch} does not divide its image of {config.image_size}")

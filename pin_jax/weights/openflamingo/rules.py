@@ -7,8 +7,8 @@ import functools
 import numpy as np
 from einops import rearrange
 
-from pin_jax.models.gpt_neox import GPTNeoXConfig
-from pin_jax.models.mpt import MPT_7B, MPTConfig
+from pin_jax.models.language.gpt_neox import GPTNeoXConfig
+from pin_jax.models.language.mpt import MPT_7B, MPTConfig
 from pin_jax.weights.clip import clip_vision, open_clip_vision
 from pin_jax.weights.convert import Rule, flat, linear, module
 

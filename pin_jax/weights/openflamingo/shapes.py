@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from pin_jax.models.flamingo import FlamingoConfig
-from pin_jax.models.gpt_neox import REDPAJAMA_3B, GPTNeoXConfig
-from pin_jax.models.mpt import MPT_1B, MPT_7B, MPTConfig
+from pin_jax.models.language.gpt_neox import REDPAJAMA_3B, GPTNeoXConfig
+from pin_jax.models.language.mpt import MPT_1B, MPT_7B, MPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.vit import CLIP_L14, ViTConfig
 from pin_jax.weights.published import OPENFLAMINGO

@@ -15,8 +15,8 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from pin_jax.models import attention, layers
-from pin_jax.models.decoder import after
 from pin_jax.models.interface import Cache, KeysValues, Media, at_places, target_tokens
+from pin_jax.models.language.decoder import after
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from pin_jax.models import attention, layers
-from pin_jax.models.decoder import Decoder
 from pin_jax.models.interface import KeysValues
+from pin_jax.models.language.decoder import Decoder
 
 OFFSET = 2  # the position table's first rows belong to padding
 

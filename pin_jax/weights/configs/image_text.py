@@ -10,8 +10,9 @@ from input_pipeline.errors import UserError
 from pin_jax.models.blip import BERTConfig, BLIPConfig
 from pin_jax.models.clip import CLIPConfig, TextConfig
 from pin_jax.models.vit import ViTConfig
-from pin_jax.weights import config_sizes, files
-from pin_jax.weights.config_entries import (
+from pin_jax.weights import files
+from pin_jax.weights.configs import sizes as config_sizes
+from pin_jax.weights.configs.entries import (  # fmt: skip
     ACTIVATION,
     ACTIVATIONS,
     EPS,
@@ -28,7 +29,7 @@ from pin_jax.weights.config_entries import (
     optional,
     part,
     short,
-)  # fmt: skip
+)
 
 # --- Hugging Face's layout --------------------------------------------------------------------------------------------
 

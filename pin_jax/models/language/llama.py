@@ -12,9 +12,9 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from pin_jax.models import attention, layers
-from pin_jax.models.decoder import Decoder
-from pin_jax.models.gpt_neox import rotate
 from pin_jax.models.interface import KeysValues
+from pin_jax.models.language.decoder import Decoder
+from pin_jax.models.language.gpt_neox import rotate
 
 
 @dataclasses.dataclass(frozen=True)

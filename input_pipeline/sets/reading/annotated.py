@@ -71,7 +71,7 @@ class Annotated:
         height, width = image.shape[:2]
         record = self.describe(index) | {"image": image, "size": (width, height)}
         if self.with_masks and entry.get("shapes") is not None:
-            from input_pipeline.sets.masks import decode
+            from input_pipeline.sets.reading.masks import decode
 
             shapes = [decode(shape, width, height, str(entry["path"])) for shape in entry["shapes"]]
             record["masks"] = np.array(shapes, bool).reshape(-1, height, width)

@@ -1,0 +1,1 @@
+"""Language models: decoder-only ones around one decoder, and T5."""
