@@ -153,7 +153,7 @@ def test_a_full_disk_is_found_before_orbax_writes(tmp_path):
 FAILS = """
 import resource, sys
 from input_pipeline.errors import UserError
-from pin_jax.runtime import launch
+from pin_jax.runtime.processes import launch
 from pin_jax.runtime.checkpoints import Checkpoints
 from tests.runtime.test_checkpoints import state
 Checkpoints._reserve = lambda self, step, size: None  # a disk that fills afterwards

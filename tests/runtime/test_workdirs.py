@@ -14,7 +14,7 @@ from tests.fixtures.golden_files import ROOT
 
 HOLD = """
 import sys, time
-from pin_jax.runtime import workdirs
+from pin_jax.runtime.processes import workdirs
 with workdirs.claimed(sys.argv[1]):
     print("here", flush=True)
     time.sleep(60)
