@@ -88,7 +88,7 @@ class GEM:
         """
         if not isinstance(prompts, str) and hasattr(prompts, "shape"):
             return self.model.encode_text(np.asarray(prompts))
-        prompts = _checked(prompts)
+        prompts = _checked(prompts)  # pyright: ignore[reportArgumentType] (an array has been told by its shape)
         if len(self._known) > 10_000:
             self._known.clear()
         new = [p for p in dict.fromkeys(prompts) if p not in self._known]

@@ -116,7 +116,8 @@ def box(heat: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     Returns:
       float32[4], x1, y1, x2, y2 in pixels; the whole image where nothing is over the threshold.
     """
-    parts, count = ndimage.label(heat > threshold)  # pyright: ignore[reportGeneralTypeIssues]
+    labelled: Any = ndimage.label(heat > threshold)
+    parts, count = labelled
     if not count:
         return np.array([0, 0, heat.shape[1], heat.shape[0]], np.float32)
     largest = 1 + np.bincount(parts.ravel())[1:].argmax()

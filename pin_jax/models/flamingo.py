@@ -70,7 +70,8 @@ class GatedCrossAttention(nn.Module):
 
     def keys(self, media: Float[Array, "B M D_media"]) -> KeysValues:
         """Media -> keys and values float[B, M, H, d]."""
-        return tuple(rearrange(self.kv(media), "b m (t h d) -> t b m h d", t=2, h=self.config.cross_heads))
+        k, v = rearrange(self.kv(media), "b m (t h d) -> t b m h d", t=2, h=self.config.cross_heads)
+        return k, v
 
     def read(self, x: Float[Array, "R T D"], keys: KeysValues, visible: Bool[Array, "R T M"]) -> Float[Array, "R T D"]:
         """One layer, given its keys and values.

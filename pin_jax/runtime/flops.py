@@ -45,7 +45,7 @@ def _equation(eqn: Any, trips: int) -> int:
 
 
 def _jaxprs(value: Any) -> Iterator[core.Jaxpr]:
-    if isinstance(value, core.ClosedJaxpr):
+    if isinstance(value, core.ClosedJaxpr):  # pyright: ignore[reportPrivateImportUsage]
         yield value.jaxpr
     elif isinstance(value, core.Jaxpr):
         yield value
