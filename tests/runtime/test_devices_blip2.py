@@ -19,11 +19,14 @@ PROGRAM = """
 import json, os, pathlib, signal, sys
 import jax, numpy as np
 jax.config.update("jax_default_matmul_precision", "highest")
-import main
-main._distributed()
-from tiny_blip2 import config_for
-from pin_jax import reporting, runs, sharding, train
+from pin_jax.runtime.processes import launch, preemption, workdirs
+launch.start()
+from input_pipeline.errors import UserError
+from pin_jax import train
+from pin_jax.programs import pin
+from pin_jax.runtime import reporting, sharding
 from pin_jax.vlm import load_vlm
+from tests.fixtures.tiny_blip2 import config_for
 folder, workdir, changes = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), json.loads(sys.argv[3])
 sizes, stop = changes.pop("mesh"), changes.pop("stop_after", 0)
 config = config_for(folder, **changes)
@@ -39,8 +42,9 @@ def stop_there(self, step, scalars=reporting.Log.scalars, **values):
         os.kill(os.getpid(), signal.SIGTERM)
 reporting.Log.scalars = stop_there
 try:
-    runs.run(config, workdir)
-except runs.UserError as error:
+    with launch.watched(), preemption.ends_at_once(), workdirs.claimed(workdir):
+        pin.run(config, workdir)
+except UserError as error:
     sys.exit(f"error: {error}")
 vlm = kept["vlm"]
 fresh, params = load_vlm(folder)
@@ -59,7 +63,7 @@ for device in jax.local_devices():
 
 def start(folder, workdir, changes, devices=1, process=None) -> subprocess.Popen:
     env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    env["PYTHONPATH"] = str(ROOT)
     if process is not None:
         address, count, index = process
         env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
@@ -67,10 +71,10 @@ def start(folder, workdir, changes, devices=1, process=None) -> subprocess.Popen
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(*started: subprocess.Popen) -> None:
+def finish(*started: subprocess.Popen, status: int = 0) -> None:
     for process in started:
         _, error = process.communicate(timeout=900)
-        assert process.returncode == 0, error[-3000:]
+        assert process.returncode == status, error[-3000:]
 
 
 def losses(workdir) -> list[float]:
@@ -113,7 +117,9 @@ def test_two_processes_of_four(alone, tmp_path):
 @pytest.mark.heavy
 def test_resumed_on_another_mesh(alone, tmp_path):
     folder, workdir = alone
-    finish(start(folder, tmp_path / "w", STEPS | {"mesh": {"fsdp": 4, "data": 1}, "stop_after": 10}, devices=4))
+    finish(
+        start(folder, tmp_path / "w", STEPS | {"mesh": {"fsdp": 4, "data": 1}, "stop_after": 10}, devices=4), status=143
+    )
     assert len(losses(tmp_path / "w")) == 10
     finish(start(folder, tmp_path / "w", STEPS | {"mesh": {"data": 2}}, devices=2))
     np.testing.assert_allclose(losses(workdir), losses(tmp_path / "w"), rtol=1e-5)

@@ -119,8 +119,6 @@ def test_a_process_that_was_killed_ends_the_other_with_one_line(tmp_path):
         ({launch.ADDRESS: "not an address:x"}, "expected HOST:PORT"),
         ({launch.ADDRESS: "a b:80"}, "expected HOST:PORT"),
         ({launch.ADDRESS: "host:70000"}, "expected HOST:PORT"),
-        ({launch.ADDRESS: "host:80"}, "Number of processes must be defined"),
-        ({launch.COUNT: "2", launch.INDEX: "0"}, "coordinator_address should be defined"),
     ],
 )
 def test_variables_that_cannot_be_are_one_line(monkeypatch, given, words):
@@ -131,6 +129,23 @@ def test_variables_that_cannot_be_are_one_line(monkeypatch, given, words):
     assert words in str(error.value)
 
 
-def test_without_a_launcher_a_process_is_alone():
-    launch.start()
-    assert launch.described() == "one process (no launcher found)"
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({launch.ADDRESS: "host:80"}, "Number of processes must be defined"),
+        ({launch.COUNT: "2", launch.INDEX: "0"}, "coordinator_address should be defined"),
+        ({}, "one process (no launcher found)"),
+    ],
+    ids=["an address alone", "no address", "nothing"],
+)
+def test_what_jax_says_of_variables(given, words):
+    """In a process of its own, as JAX starts once and first."""
+    program = (
+        "from input_pipeline.errors import UserError\n"
+        "from pin_jax.runtime.processes import launch\n"
+        "try:\n    launch.start()\n    print(launch.described())\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    env = os.environ | {"JAX_PLATFORMS": "cpu"} | given
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and words in done.stdout, done.stderr[-2000:]
