@@ -50,7 +50,7 @@ def resolve(source: str | pathlib.Path, patterns: Sequence[str] = PATTERNS) -> p
         return folder
     match = _HUB_ID.fullmatch(str(source))
     if not match:
-        raise UserError(f"model {short(source)}: no such folder, and not a hub id; give a folder or owner/name")
+        raise UserError(f"model {short(source, 300)}: no such folder, and not a hub id; give a folder or owner/name")
     return _fetch(match[1], list(patterns))
 
 
@@ -113,10 +113,10 @@ def _one_process(cache: pathlib.Path, repo: str) -> Iterator[None]:
         lock.release()
 
 
-def short(value: Any) -> str:
-    """A value of a file or of a command line as an error quotes it."""
+def short(value: Any, limit: int = 60) -> str:
+    """A value of a file or of a command line as an error quotes it, in at most `limit` letters."""
     text = repr(str(value)) if isinstance(value, pathlib.Path) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def read_json(path: pathlib.Path | epath.Path) -> Any:
