@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from pin_jax.methods.combined import Combined
@@ -88,7 +89,7 @@ def build(name: str, config: Any, options: Mapping[str, Any] | None = None) -> A
             raise UserError(f"config.method {name!r}: the same method twice")
         _check(name, options, keys)
         for key, inner in options.items():
-            if not isinstance(inner, Mapping):
+            if not isinstance(inner, Mapping | ConfigDict):
                 raise UserError(f"method {name}: options of {key} are {inner!r}; expected an object of them")
         return Combined({_key(part): build(part, config, options.get(_key(part))) for part in parts})
     kind = _find(name)
