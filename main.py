@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import pathlib
 import re
 import sys
@@ -19,7 +18,6 @@ from ml_collections import config_flags
 from configs.lib import catalogue, schema
 from input_pipeline.errors import UserError
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that there is no torch: none is needed
 logging.set_verbosity(logging.WARNING)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :variant; override by --config.name=value.")

@@ -8,6 +8,7 @@ annotated says that the picture is meant as it is stored.
 from __future__ import annotations
 
 import pathlib
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ MAX_PIXELS = 100_000_000
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MISSING, BROKEN, LARGE, MISFIT = "missing image", "unreadable image", "too large image", "image of another size"
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/?/|data:")
 Picture = Any  # a path, a PIL image, or an array uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]
 
 
@@ -36,13 +38,15 @@ def open_image(
       stored: nor is one that has this size either way (upside down, or square).
 
     Raises:
-      UserError: the file is missing, no file, no picture or truncated; the picture has over 100 million pixels, another
-        size, or values that are no picture's; or an array of another type or shape.
+      UserError: a URL; the file is missing, no file, no picture or truncated; the picture has over 100 million pixels,
+        another size, or values that are no picture's; or an array of another type or shape.
     """
     if isinstance(picture, Image.Image):
         return _converted(picture, "image", mode, size, stored)
     if isinstance(picture, str | pathlib.Path):
         what = f"image {shortened(picture)}"
+        if _URL.match(str(picture)):
+            raise UserError(f"{what}: a URL, and nothing is fetched; save it and give the file's path")
         try:
             with _opened(picture, "image", "give the path of a PNG or JPEG") as image:
                 return _converted(image, what, mode, size, stored)

@@ -30,6 +30,8 @@ from pin_jax.weights.configs import sizes
 from pin_jax.weights.files import of_project, read_object, short
 from pin_jax.weights.parameters import count_parameters, fill, flatten, read_safetensors
 
+INSERT = "insert.safetensors"  # what an adapter is called in a folder of its own
+
 
 def save(path: AnyPath, params: Any, config: ConfigDict, vlm: VLM) -> None:
     """Writes the trained parameters, and their card.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -68,10 +68,10 @@ def ask(
             decode.beam, steps=options.new_tokens, suppress=vlm.suppressed,
             beams=options.beams, length_penalty=options.length_penalty,
         )  # fmt: skip
-    return vlm.detokenize(_batched(vlm, vision, questions, inserts, options.batch_size, title, search, context, first))
+    return vlm.detokenize(batched(vlm, vision, questions, inserts, options.batch_size, title, search, context, first))
 
 
-def _batched(
+def batched(
     vlm: VLM,
     vision: np.ndarray,
     questions: list[tuple[int, str]],
@@ -132,6 +132,17 @@ def _bucket(
     return np.pad(ids, [(0, 0), (room, 0)], constant_values=pad), np.pad(mask, [(0, 0), (room, 0)])
 
 
+def choices(vlm: VLM) -> automaton.BoxAutomaton:
+    """Every box that a VLM can write, token by token."""
+    with vlm.lock:
+        return automaton.build(vlm.tokenizer, vlm.codec, vlm.frame.suffix)
+
+
+def where(questions: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """(image, name) -> (image, prompt that asks where it is)."""
+    return [(i, prompts.question(name)) for i, name in questions]
+
+
 def locate(
     vlm: VLM,
     vision: np.ndarray,
@@ -143,17 +154,17 @@ def locate(
     first: int = 0,
 ) -> list[Answer]:
     """Asks where each (image, name) is; arguments as in `ask`."""
-    where = [(i, prompts.question(name)) for i, name in questions]
+    asked = where(questions)
     if options.decoder not in grid.DECODERS:
-        texts = ask(vlm, vision, where, inserts, options, title, context, first)
+        texts = ask(vlm, vision, asked, inserts, options, title, context, first)
         return [Answer(text, *vlm.codec.decode(text)) for text in texts]
     search = functools.partial(
         grid.answer,
-        automaton=automaton.build(vlm.tokenizer, vlm.codec, vlm.frame.suffix),
+        automaton=choices(vlm),
         decoder=options.decoder,
         beams={"grid_greedy": 1, "grid_beam": options.beams}.get(options.decoder, options.get("candidates", 16)),
     )
-    found = _batched(vlm, vision, where, inserts, options.batch_size, title, search, context, first)
+    found = batched(vlm, vision, asked, inserts, options.batch_size, title, search, context, first)
     texts = [(vlm.codec.encode(vlm.codec.to_cells(box)), float(score)) for box, score in zip(*found, strict=True)]
     return [Answer(text, *vlm.codec.decode(text), score) for text, score in texts]
 

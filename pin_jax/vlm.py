@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ class VLM:
       frame: what stands around prompt and answer.
       mesh: that the parameters stand on; None for one device.
       processor: a transformers image processor, where the weights came with one.
+      lock: of the tokenizer, which two threads cannot use at a time.
     """
 
     model: nn.Module
@@ -69,6 +71,7 @@ class VLM:
     frame: Frame = Frame()
     mesh: Mesh | None = None
     processor: Any = None
+    lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False, compare=False)
 
     def __post_init__(self):
         model: Any = self.model  # its `apply` may return more than one thing
@@ -134,7 +137,8 @@ class VLM:
         Raises:
           UserError: a word that a small VLM does not know, or image places that no image fills.
         """
-        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        with self.lock:
+            rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         tokenizers.refuse_unknown_words(self.tokenizer, texts, rows)
         self.check_places(texts, rows)
         length = length or max(len(row) for row in rows)
@@ -169,7 +173,8 @@ class VLM:
 
     def detokenize(self, tokens: np.ndarray) -> list[str]:
         """Written tokens int[R, T] -> texts, as they would go on from their prompts."""
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        with self.lock:
+            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         # A text of its own loses its first space; an answer begins with one.
         return [f" {text.lstrip()}" for text in texts] if self.frame.encoder_decoder else texts
 

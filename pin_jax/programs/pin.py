@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError, reason
 from input_pipeline.images import open_image
 from pin_jax import adapters, evaluate, localisation, methods, train
+from pin_jax.adapters import INSERT
 from pin_jax.models.interface import Inserts
 from pin_jax.programs import compile as compiling
 from pin_jax.programs import diagnose, inspect
@@ -26,7 +27,7 @@ from pin_jax.vlm import VLM, load_vlm, on_grid
 from pin_jax.weights.files import of_project
 
 RUNS = ("train", "evaluate", "predict", "inspect", "diagnose", "export", "compile")
-INSERT, EXPORTED, RESULTS = "insert.safetensors", "insert.pt", "results.json"
+EXPORTED, RESULTS = "insert.pt", "results.json"
 NO_INSERT, SHIPPED = "none", "shipped"  # words of config.insert; anything else is a file
 
 

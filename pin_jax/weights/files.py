@@ -31,6 +31,11 @@ def of_project(path: str | pathlib.Path | epath.Path) -> pathlib.Path:
     return shipped if inside and not path.exists() and shipped.exists() else path
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a text has the form of a Hugging Face hub id, `owner/name`."""
+    return _HUB_ID.fullmatch(source) is not None
+
+
 def resolve(source: str | pathlib.Path, patterns: Sequence[str] = PATTERNS) -> pathlib.Path:
     """The folder that a path or a Hugging Face hub id names; a hub's files are fetched once and cached.
 

@@ -6,6 +6,7 @@ vocabulary of a folder that has no tokenizer files, and an id beyond the embeddi
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from input_pipeline.errors import UserError
 from pin_jax.weights import files
 from pin_jax.weights.files import short
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would say that there is no torch: none is needed
 # What a vocabulary may stand in, by the kind of tokenizer.
 BYTE_LEVEL = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 SENTENCEPIECE = (("tokenizer.json",), ("spiece.model",))

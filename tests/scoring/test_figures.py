@@ -7,7 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from pin_jax.scoring import figures
+from pin_jax.scoring import figures, labels
 
 
 def overlaps(corners, sizes) -> int:
@@ -21,7 +21,7 @@ def test_labels_are_inside_and_beside_each_other(seed):
     rng = np.random.default_rng(seed)
     sizes = np.stack([rng.uniform(20, 180, 6), np.full(6, 14.0)], 1)
     anchors = rng.uniform(-20, 220, (6, 2)) if seed else np.zeros((6, 2))  # first all at one place
-    corners = figures.place_labels(anchors, sizes, (200, 200))
+    corners = labels.place_labels(anchors, sizes, (200, 200))
     assert (corners >= 0).all() and (corners + sizes <= 200 + 1e-9).all()
     assert overlaps(corners, sizes) == 0
 
