@@ -105,5 +105,20 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
-if __name__ == "__main__":
+def _from_anywhere(argument: str) -> str:
+    """`--config=configs/...` where that is not below this folder, but the project's own."""
+    given = re.fullmatch(r"(--?config=)(configs/[^:]*)(.*)", argument)
+    own = catalogue.CONFIGS.parent / given[2] if given else None
+    if own is None or pathlib.Path(given[2]).exists() or not own.is_file():
+        return argument
+    return f"{given[1]}{own}{given[3]}"
+
+
+def command() -> None:
+    """The command `pin-gem`, and this file as a script."""
+    sys.argv[1:] = [_from_anywhere(argument) for argument in sys.argv[1:]]
     app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    command()

@@ -223,7 +223,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
         reporting.results_table(title, photographs.with_counts(found), photographs.COLUMNS)
     result = {
         "table": table, "seeds": rows, "config": json.loads(config.to_json_best_effort()),
-        "versions": reporting.versions(), "devices": reporting.devices(), "seconds": time.monotonic() - begin,
+        "versions": reporting.versions(), "devices": reporting.devices(),
+        "command": reporting.command(), "seconds": time.monotonic() - begin,
     }  # fmt: skip
     if config.source != "scenes":
         result["bad_records"] = given[config.source].bad_records.summary()

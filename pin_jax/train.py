@@ -27,7 +27,7 @@ from pin_jax.runtime import files, reporting, sharding
 from pin_jax.runtime.checkpoints import Checkpoints
 from pin_jax.runtime.files import AnyPath
 from pin_jax.runtime.meter import Meter, Profile, device_memory
-from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser
+from pin_jax.runtime.optimiser import OFF, averaged, learning_rate_at, optimiser, warmup_steps
 from pin_jax.runtime.prefetch import prefetched
 from pin_jax.runtime.processes import launch, preemption
 from pin_jax.training_data import draw_first_batch, training_batches, training_source
@@ -305,9 +305,12 @@ def describe(config: ConfigDict, vlm: VLM) -> dict[str, str]:
     mesh = "none" if vlm.mesh is None else " x ".join(f"{axis} {size}" for axis, size in vlm.mesh.shape.items())
     kept = "pictures" if in_vision(method, vlm.params) else "features"
     cached = f"{config.cache_images:,} scenes, {kept} cached" if config.cache_images else "scenes drawn anew"
+    warmup = warmup_steps(config)
+    rate = f"{config.schedule} {config.lr:g}" + (f" after {warmup:,} steps of warm-up" if warmup else "")
     return {
         "frozen": f"{count_parameters(vlm.params):,} parameters ({config.vlm}, {vlm.identity})",
         "trainable": f"{count_parameters(trainable):,} parameters ({config.method})",
         "data": f"{config.scenes.cutouts} on {config.scenes.backgrounds}; {cached}; {samples:,} samples",
+        "steps": f"{config.steps:,} of {config.batch_size} images, rate {rate}",
         "devices": f"{len(devices)} x {devices[0].device_kind}, {launch.described()}; mesh {mesh}",
     }

@@ -42,6 +42,7 @@ RUNS = {
         "inspect": "what an insert has learned, and where its errors lie",
         "export": "an insert in the format of PIN's authors, for torch (insert.pt)",
         "diagnose": "whether an insert can move a VLM: attention, gradients, the size of psi",
+        "describe": "says what a run would do, and ends",
         "compile": "compiles for a TPU slice that is not there: memory and time of a step (config.topology)",
     },
     "gem": {

@@ -26,7 +26,7 @@ from pin_jax.scoring import coco_files, figures, photographs
 from pin_jax.vlm import VLM, load_vlm, on_grid
 from pin_jax.weights.files import of_project
 
-RUNS = ("train", "evaluate", "predict", "inspect", "diagnose", "export", "compile")
+RUNS = ("train", "evaluate", "predict", "inspect", "diagnose", "export", "describe", "compile")
 EXPORTED, RESULTS = "insert.pt", "results.json"
 NO_INSERT, SHIPPED = "none", "shipped"  # words of config.insert; anything else is a file
 
@@ -44,8 +44,12 @@ def run(config: ConfigDict, workdir: AnyPath) -> None:
         _check_predict(config)
     if config.run == "train" and config.get("wandb", False):
         reporting.wandb()  # refused before anything is read
-    insert = None if config.run == "train" else find_insert(config, workdir)  # before weights are read
-    vlm = open_vlm(config, config.batch_size if config.run == "train" else 0)
+    trains = config.run in ("train", "describe")
+    insert = None if trains else find_insert(config, workdir)  # before weights are read
+    vlm = open_vlm(config, config.batch_size if trains else 0)
+    if config.run == "describe":
+        reporting.plan(f"train: {config.method}, in {workdir}", train.describe(config, vlm))
+        return
     files.make_folder(workdir)
     if config.run == "predict":
         predict(config, workdir, vlm, insert)
@@ -205,6 +209,7 @@ def score(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None, 
         "config": json.loads(config.to_json_best_effort()),
         "versions": reporting.versions(),
         "devices": reporting.devices(),
+        "command": reporting.command(),
         "frozen": vlm.identity,
         "seconds": {"training": seconds, "evaluation": time.monotonic() - begin},
     }

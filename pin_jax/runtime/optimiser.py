@@ -23,17 +23,26 @@ class AverageState(NamedTuple):
     average: Any
 
 
-def learning_rate(config: ConfigDict) -> optax.ScalarOrSchedule:
-    """The learning rate by step: config.warmup steps up from zero, then constant or on a cosine to zero.
+def warmup_steps(config: ConfigDict) -> int:
+    """Steps in which the learning rate rises: config.warmup, or a tenth of a run that is no longer than that.
 
-    Raises:
-      UserError: an unknown schedule; a warm-up that does not end before the last step.
+    A config's warm-up is meant for its own number of steps, and a trial of a few must not fail for it.
     """
     warmup = config.get("warmup", 0)
+    return warmup if warmup < config.steps else config.steps // 10
+
+
+def learning_rate(config: ConfigDict) -> optax.ScalarOrSchedule:
+    """The learning rate by step: up from zero in `warmup_steps`, then constant or on a cosine to zero.
+
+    Raises:
+      UserError: an unknown schedule; a warm-up below zero.
+    """
+    warmup = warmup_steps(config)
     if config.schedule not in SCHEDULES:
         raise UserError(f"config.schedule {config.schedule!r}: expected {' or '.join(SCHEDULES)}")
-    if not 0 <= warmup < config.steps:
-        raise UserError(f"config.warmup {warmup}: expected from 0 to under config.steps, {config.steps}")
+    if warmup < 0:
+        raise UserError(f"config.warmup {warmup}: expected 0 or more steps")
     if config.schedule == "constant":
         return optax.warmup_constant_schedule(0.0, config.lr, warmup) if warmup else config.lr
     if warmup:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
+from skimage import data
 
 from configs import pin_blip2
 from configs.lib import catalogue, pin, schema
@@ -96,3 +99,36 @@ def test_the_published_recipe_is_the_base_and_tiny_what_differs():
         own = dict(schema.entries(pin_blip2.get_config(variant)))
         assert {key for key in base if base[key] != own[key]} == {"vlm"}
     assert pin_blip2.get_config().vlm == "assets/tiny_blip2"
+
+
+def test_configs_and_small_models_are_found_from_every_folder(tmp_path):
+    """As the command `pin-gem`, which may be called anywhere."""
+    flags = [
+        "--config=configs/pin_flamingo.py:tiny",
+        "--config.run=describe",
+        "--config.steps=50",
+        "--config.warmup=90",
+    ]
+    done = run(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "50 of 32 images" in done.stdout and "after 5 steps of warm-up" in done.stdout
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # it only says what it would do
+    gone = run("--config=configs/nothing.py", cwd=tmp_path)
+    assert gone.returncode == 1 and gone.stderr.startswith("error: --config=configs/nothing.py: no such file")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("python", ["python3.11", "python3.13"])
+def test_an_installed_command_predicts(python, tmp_path):
+    """`pip install -e .` in a new environment, then `pin-gem` from another folder."""
+    if shutil.which(python) is None:
+        pytest.skip(f"no {python} here")
+    where = tmp_path / "venv"
+    subprocess.run([python, "-m", "venv", where], check=True)
+    subprocess.run([where / "bin" / "pip", "install", "-q", "-e", ROOT], check=True)
+    Image.fromarray(data.astronaut()).save(tmp_path / "photo.png")
+    flags = ["--config=configs/pin_flamingo.py:tiny", "--config.run=predict", "--config.prompts=cat", "--workdir=out"]
+    command = [where / "bin" / "pin-gem", *flags, "--config.image=photo.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "boxes.json").exists() and "cat: [" in done.stdout

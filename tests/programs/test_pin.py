@@ -47,7 +47,7 @@ def test_a_run_leaves_everything(trained):
     wanted = {"mIoU", "mIoU_M", "mIoU_L", "unparsed", "queries", "other_iou"}
     for row in ("pin", "raw", "random", "constant"):
         assert wanted <= results[row].keys()
-    assert {"config", "versions", "seconds"} <= results.keys()
+    assert {"config", "versions", "seconds", "command"} <= results.keys()
     assert 0 < results["random"]["mIoU"] < results["constant"]["mIoU"] < 1
     table = (trained / "results.md").read_text().splitlines()
     assert table[2].startswith("| | mIoU |") and f"| {results['pin']['mIoU']:.3f} |" in next(

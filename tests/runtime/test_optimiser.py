@@ -53,6 +53,8 @@ def test_all_off_is_adam_with_the_state_that_older_checkpoints_hold(schedule):
 def test_warm_up_rises_in_steps_and_hands_over_to_the_schedule():
     rates = [learning_rate_at(config_of(warmup=4), step) for step in (1, 2, 3, 5, 12)]
     np.testing.assert_allclose(rates, [0, 0.025, 0.05, 0.1, 0.1], atol=1e-7)
+    short = config_of(warmup=100)  # a trial of fewer steps than the warm-up: a tenth of them
+    assert [learning_rate_at(short, step) / short.lr for step in (1, 2, 12)] == pytest.approx([0, 1, 1])
     cosine = [learning_rate_at(config_of(warmup=4, schedule="cosine"), step) for step in (3, 5, 9, 13)]
     np.testing.assert_allclose(cosine, [0.05, 0.1, 0.05, 0], atol=1e-7)
     (first, *_), _ = run(optimiser(config_of(warmup=4)), gradients(1))
@@ -114,7 +116,7 @@ def test_a_checkpoint_in_the_middle_of_an_update_goes_on_as_if_nothing_had_been(
     ("changes", "words"),
     [
         ({"schedule": "linear"}, "constant or cosine"),
-        ({"warmup": 12}, "config.warmup 12"),
+        ({"warmup": -1}, "config.warmup -1"),
         ({"accumulate": 5}, "config.accumulate 5"),
         ({"ema": 1.0}, "config.ema 1.0"),
     ],
