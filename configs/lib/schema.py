@@ -353,6 +353,7 @@ PREPARE: Entries = {
     "exclude": SCENES["exclude"],
     "side": whole(8, 4096, "side of a background, and longest side of a cut-out, in pixels"),
     "background_side": whole(8, 8192, "side of a background, where other than `side`; 0 is the same", also=(0,)),
+    "tfds": flag("also written as a set of tensorflow-datasets"),
     "threads": whole(1, 256, "threads that read pictures"),
     "on_bad_record": BAD_RECORDS,
 }

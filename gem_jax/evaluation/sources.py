@@ -142,7 +142,7 @@ def open_source(config: Any, say: Callable[[str], None], known: Collection[str] 
         records = point_folder(where, bad_records)
     else:
         try:
-            kind = registry.kind(config.source)
+            kind = registry.kind(config.source, config.data_dir)
         except UserError as error:
             raise UserError(
                 f"config.source {config.source!r}: expected scenes, labels:DIR, points:DIR, or a {error}"
@@ -152,8 +152,8 @@ def open_source(config: Any, say: Callable[[str], None], known: Collection[str] 
                 config.source, config.data_dir, config.select, bad_records, known, config.split_by
             )
         else:
-            records = registry.load(config.source, config.data_dir, bad_records)
-        if kind == "labels":
+            records = registry.load(config.source, config.data_dir, bad_records, background=config.background)
+        if kind == "labels" and not config.source.startswith("tfds:"):
             phrases, background = registry.phrases(config.source, config.names)
     if kind == "labels":
         phrases = phrases or [[name] for name in records.classes]

@@ -2,7 +2,7 @@
 
 A source has `len(source)` and `source.draw(rng, size) -> RGB image of size x size`. `load(spec)` builds one from its
 config entry: `photos` (those that scikit-image and scikit-learn carry), `folder:DIR` (BG-20k, wallpapers, any photos),
-`packed:DIR` (what `prepare` has made of either).
+`packed:DIR` (what `prepare` has made of either), `tfds:NAME[:SPLIT]` (of tensorflow-datasets).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from input_pipeline.images import SUFFIXES, open_image
 from input_pipeline.memory import Memory, picture_bytes, remembered
 from input_pipeline.pasted import packed
 from input_pipeline.sets.bad_records import BadRecordLog
+from input_pipeline.sets.reading.tfds_folder import Records
 
 # Photographs inside the pip packages (public domain or CC0, chosen by hand; no downloads).
 PHOTOS = {
@@ -111,6 +112,25 @@ class Backgrounds:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
+class TfdsBackgrounds(Backgrounds):
+    """The pictures of a set of tensorflow-datasets, decoded as they are drawn; packing them is faster to train on."""
+
+    def __init__(self, spec: str, split: str, crop: float, vary: float, bad_records: BadRecordLog | None):
+        super().__init__([], crop, vary, bad_records=bad_records)
+        self.records = Records(spec, "", ("train", "validation", "test"))
+        if "image" not in self.records.features:
+            raise UserError(f"backgrounds tfds:{spec}: no image in it; it has {', '.join(self.records.features)}")
+        held_out = split == "held_out"
+        self.kept = [k for k in range(len(self.records)) if split == "all" or (k % 5 == 4) == held_out]
+        self.paths = [pathlib.Path(f"record {k}") for k in self.kept]
+        if not self.kept:
+            raise UserError(f"backgrounds tfds:{spec}: none for split {split!r}")
+
+    def original(self, index: int) -> Image.Image:
+        """The picture, RGB, at its own size."""
+        return open_image(np.asarray(self.records[self.kept[index]]["image"]), "RGB")
+
+
 class PackedBackgrounds(Backgrounds):
     """Backgrounds that `prepare` has resized and packed: nothing is decoded any more."""
 
@@ -136,8 +156,8 @@ def load(
     """Builds the source that a config names.
 
     Args:
-      spec: `photos`; `folder:DIR` with pictures anywhere below DIR; or `packed:DIR`. A folder that has the sub-folders
-        `train` and `testval` (BG-20k) is split by them; any other holds out every fifth file.
+      spec: `photos`; `folder:DIR` with pictures anywhere below DIR; `packed:DIR`; or `tfds:NAME`. A folder that has
+        the sub-folders `train` and `testval` (BG-20k) is split by them; any other holds out every fifth picture.
       split: `train`, `held_out` or `all`.
       crop, vary, bad_records: see `Backgrounds`.
 
@@ -155,8 +175,10 @@ def load(
             module, sub = _FOLDERS[package]
             paths.append(pathlib.Path(str(resources.files(module))) / sub / file)
         return Backgrounds(paths, crop, vary, bad_records=bad_records)
-    if kind not in ("folder", "packed") or not where:
-        raise UserError(f"backgrounds {spec!r}: expected photos, folder:DIR or packed:DIR")
+    if kind not in ("folder", "packed", "tfds") or not where:
+        raise UserError(f"backgrounds {spec!r}: expected photos, folder:DIR, packed:DIR or tfds:NAME")
+    if kind == "tfds":
+        return TfdsBackgrounds(where, split, crop, vary, bad_records)
     if kind == "packed":
         return PackedBackgrounds(where, split, crop, vary)
     root = pathlib.Path(where)

@@ -14,8 +14,9 @@ from PIL import Image
 
 from input_pipeline.errors import UserError, reason, remedy
 from input_pipeline.pasted import backgrounds, cutouts
-from input_pipeline.pasted.packed import INDEX, VERSION, levels
+from input_pipeline.pasted.packed import INDEX, VERSION, Pack, PackedCutouts, levels
 from input_pipeline.sets.bad_records import BadRecordLog
+from input_pipeline.sets.reading import tfds_folder
 
 SHARD = 5000  # records a file
 
@@ -142,3 +143,41 @@ def _told(rows: Iterable[Any], bad_records: BadRecordLog, progress: Callable[[in
         else:
             yield row
         progress(done)
+
+
+def as_tfds(pack: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Writes a pack as a set of tensorflow-datasets, for `tfds.builder_from_directory` and `tfds:FOLDER`.
+
+    Records have `image`, and of cut-outs (RGBA) `name` and `label`; splits are those of the pack.
+
+    Returns:
+      The folder that the set stands in.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    import tensorflow_datasets as tfds
+
+    kind = pack.name
+    index = Pack(pack, kind).index
+    features: dict[str, Any] = {"image": tfds.features.Image(shape=(None, None, 3 if kind == "backgrounds" else 4))}
+    if kind == "cutouts":
+        labels = tfds.features.ClassLabel(names=sorted(set(index["names"])))
+        features |= {"name": tfds.features.Text(), "label": labels}
+
+    def rows(split: str) -> Iterator[dict[str, Any]]:
+        own = [k for k, given in enumerate(index["splits"]) if given == split]
+        if kind == "backgrounds":
+            source = backgrounds.load(f"packed:{pack}", "all")
+            for k in own:
+                yield {"image": tfds_folder.png(source.photo(k))}
+            return
+        cut = PackedCutouts(pack)
+        for k in own:
+            name, picture = cut[k]
+            yield {"image": tfds_folder.png(picture), "name": name, "label": labels.str2int(name)}
+
+    splits = {split: rows(split) for split in sorted(set(index["splits"]))}
+    about = f"{kind} packed from {index.get('source', 'unknown')}"
+    tfds_folder.write(folder, f"pasted_{kind}", tfds.features.FeaturesDict(features), splits, about)
+    return folder / tfds_folder.VERSION

@@ -45,40 +45,47 @@ POINTS: dict[str, tuple[Callable[..., Any], str, str]] = {"openimages": (openima
 REFERRING = tuple(refcoco.SETS)  # every image and sentence is asked for, whatever the number
 
 
-def kind(spec: str) -> str:
+def kind(spec: str, data_dir: str | pathlib.Path = "") -> str:
     """`boxes`, `labels` or `points`: what a spec has a truth for.
+
+    Args:
+      data_dir: where a set of tensorflow-datasets stands, which is opened for it.
 
     Raises:
       UserError: a name that is none of the sets.
     """
-    name = spec.partition(":")[0]
+    name, _, rest = spec.partition(":")
     for found, sets in (("boxes", BOXES), ("labels", LABELS), ("points", POINTS)):
         if name in sets:
             return found
-    if name == "tfds":
-        return "boxes"
+    if name == "tfds" and rest:
+        return tfds.kind(rest, str(data_dir))
     raise UserError(
         f"data set {spec!r}: expected one of {', '.join((*BOXES, *LABELS, *POINTS))}, coco:FILE.json, tfds:NAME"
     )
 
 
-def load(spec: str, data_dir: str | pathlib.Path, bad_records: BadRecordLog, by: str = "") -> Any:
+def load(
+    spec: str, data_dir: str | pathlib.Path, bad_records: BadRecordLog, by: str = "", background: bool = True
+) -> Any:
     """The set that a spec names: `Annotated`, `LabelMaps` or `PointLabels`.
 
     Args:
       data_dir: where it stands; for `coco:FILE.json` the folder of its pictures, or empty.
       by: whose split file of RefCOCO: unc, google, umd; empty for the usual one.
+      background: of labels of tensorflow-datasets, whether their background is scored.
 
     Raises:
       UserError: no such set, or it is not there in its published layout.
     """
-    found = kind(spec)
+    found = kind(spec, data_dir)
     name, _, rest = spec.partition(":")
     if name == "coco" and rest.endswith(".json"):
         return coco.own(rest, bad_records, data_dir)
     if name == "tfds":
-        which, _, split = rest.partition(":")
-        return tfds.detection(which, str(data_dir), bad_records, split)
+        if found == "labels":
+            return tfds.segmentation(rest, str(data_dir), background)
+        return tfds.detection(rest, str(data_dir), bad_records)
     if not str(data_dir):
         raise UserError(f"data set {spec!r}: config.data_dir is empty; give its folder, --config.data_dir=FOLDER")
     if name in refcoco.SETS and by:
@@ -95,7 +102,7 @@ def queries(
     Args:
       options: of `selection.Rules`. known: the names that a small model knows; empty for all.
     """
-    if kind(spec) != "boxes":
+    if kind(spec, data_dir) != "boxes":
         raise UserError(
             f"data set {spec!r}: has no boxes; expected one of {', '.join(BOXES)}, coco:FILE.json, tfds:NAME"
         )

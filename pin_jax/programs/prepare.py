@@ -41,6 +41,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
         )  # fmt: skip
     for kind, count in done.items():
         reporting.say(f"{count:,} {kind}: --config.scenes.{kind}=packed:{workdir / kind}")
+    if config.tfds:
+        for kind in done:
+            reporting.say(f"tfds:{packing.as_tfds(workdir / kind, workdir / f'tfds_{kind}')}")
     if bad_records.counts:
         reporting.say(f"left out: {bad_records.report()}")
     files.write_json(workdir / "prepared.json", {**done, "bad_records": bad_records.summary()})

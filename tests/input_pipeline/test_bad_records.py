@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import struct
-import sys
-import types
 import zlib
 
 import grain
@@ -264,55 +262,6 @@ def test_photographs_batch_shard_and_resume_to_the_record(tmp_path):
     np.testing.assert_array_equal(whole[0], np.stack([first[0][0], second[0][0]]))
     assert [r["image_id"] for r in records(source, [], BadRecordLog(), process=(1, 2))] == ["000002", "000004"]
     assert isinstance(grain.MapDataset.source(source)[0]["image"], np.ndarray)
-
-
-# --- tensorflow-datasets ----------------------------------------------------------------------------------------------
-
-
-def fake_tfds(monkeypatch, boxes):
-    """The few things of tensorflow-datasets that are used, over one record of its VOC."""
-    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
-    count = len(boxes)
-    record = {
-        "image": image, "image/filename": b"000001.jpg", "labels": np.zeros(count, np.int64),
-        "objects": {"bbox": np.array(boxes, np.float32), "label": np.arange(count) % 2,
-                    "is_difficult": np.arange(count) == 1},
-    }  # fmt: skip
-    label = types.SimpleNamespace(int2str=lambda k: ("dog", "cat")[k])
-    objects = types.SimpleNamespace(feature={"bbox": None, "label": label})
-    info = types.SimpleNamespace(features={"objects": objects}, splits={"train": 1, "test": 1})
-
-    def as_data_source(split, decoders=None):
-        return [dict(record, image=b"" if decoders else image)]
-
-    def builder(name, **options):
-        if name != "voc/2007":
-            raise ValueError(f"no {name}")
-        return types.SimpleNamespace(info=info, as_data_source=as_data_source)
-
-    module = types.ModuleType("tensorflow_datasets")
-    module.builder, module.decode = builder, types.SimpleNamespace(SkipDecoding=lambda: "skip")
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
-    return image
-
-
-def test_tfds(monkeypatch):
-    image = fake_tfds(monkeypatch, [[0.25, 0.5, 0.75, 1.0], [0, 0, 0.5, 0.5], [0.5, 0.5, 0.2, 0.2]])
-    bad_records = BadRecordLog("skip", lambda line: None)
-    source = registry.queries("tfds:voc/2007", "", {}, bad_records)
-    assert dict(bad_records.counts) == {"inverted box": 1} and source.counts[0] == ("in the set", 1, 2)
-    (record,) = records(source, [], bad_records)
-    np.testing.assert_array_equal(record["image"], image)
-    np.testing.assert_allclose(record["boxes"], [[32, 12, 64, 36], [0, 0, 32, 24]])
-    assert record["names"] == ["dog", "cat"] and record["difficult"].tolist() == [False, True]
-    with pytest.raises(UserError, match="tfds:mnist: ValueError: no mnist; prepare it first"):
-        registry.load("tfds:mnist", "", bad_records)
-
-
-def test_tfds_is_optional(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(UserError, match="tensorflow-datasets is missing; pip install tensorflow-datasets"):
-        registry.load("tfds:voc/2007", "", BadRecordLog())
 
 
 def test_unknown_sets_are_one_line(tmp_path):

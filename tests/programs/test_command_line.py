@@ -121,7 +121,7 @@ def test_configs_and_small_models_are_found_from_every_folder(tmp_path):
 @pytest.mark.parametrize("python", ["python3.11", "python3.13"])
 def test_an_installed_command_predicts(python, tmp_path):
     """`pip install -e .` in a new environment, then `pin-gem` from another folder."""
-    if shutil.which(python) is None:
+    if shutil.which(python) is None or subprocess.run([python, "-c", ""]).returncode:
         pytest.skip(f"no {python} here")
     where = tmp_path / "venv"
     subprocess.run([python, "-m", "venv", where], check=True)

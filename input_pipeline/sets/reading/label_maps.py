@@ -83,6 +83,14 @@ class LabelMaps:
             if error.kind != MISFIT:
                 raise
             raise UserError(f"labels {_short(where)}: {given.shape}; {error}", "labels of another size") from error
+        return {"image": image, "labels": self.labels(given, where), "image_id": path.stem, "path": path}
+
+    def labels(self, given: np.ndarray, where: Any) -> np.ndarray:
+        """Labels as stored, int[H, W], as indices of `classes`, BACKGROUND or IGNORE.
+
+        Raises:
+          UserError: one of them is none of the set's.
+        """
         labels = self.table[given.clip(0, len(self.table) - 1)]
         if (labels == -3).any() or given.min() < 0:
             value = int(given[(labels == -3) | (given < 0)].max())
@@ -90,7 +98,7 @@ class LabelMaps:
                 f"labels {_short(where)}: label {value} is none of the {len(self.classes)} classes of {self.name}",
                 "unknown label",
             )
-        return {"image": image, "labels": labels, "image_id": path.stem, "path": path}
+        return labels
 
 
 def _short(where: Any) -> str:
