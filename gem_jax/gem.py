@@ -15,12 +15,13 @@ from gem_jax import attention as attention_lib
 from gem_jax import heatmaps, pretrained
 from gem_jax.pretrained import ImageText
 from input_pipeline.errors import UserError
-from input_pipeline.images import MAX_PIXELS, Picture
+from input_pipeline.images import MAX_PIXELS, Picture, listed
 from input_pipeline.images import open_image as picture
 from input_pipeline.text.prompts import article, is_template
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import Streams, normalise
 from pin_jax.runtime import reporting
+from pin_jax.scoring.found import Found, draw
 
 TEMPLATES = ("a photo of a {}.",)
 
@@ -89,15 +90,16 @@ class GEM:
         if not isinstance(prompts, str) and hasattr(prompts, "shape"):
             return self.model.encode_text(np.asarray(prompts))
         prompts = _checked(prompts)  # pyright: ignore[reportArgumentType] (an array has been told by its shape)
-        if len(self._known) > 10_000:
-            self._known.clear()
-        new = [p for p in dict.fromkeys(prompts) if p not in self._known]
+        known = self._known  # other threads may ask for other prompts meanwhile
+        new = [p for p in dict.fromkeys(prompts) if p not in known]
         if new:
             texts = [t.format(p, article=article(p)) for p in new for t in self.templates]
             rows = np.asarray(self.model.encode_text(self.model.tokenize(texts)), np.float32)
             means = unit_length(jnp.asarray(rows.reshape(len(new), len(self.templates), -1).mean(1)))
-            self._known |= dict(zip(new, np.asarray(means), strict=True))
-        return jnp.asarray(np.stack([self._known[p] for p in prompts]))
+            rows = dict(zip(new, np.asarray(means), strict=True))
+            known = rows | {p: known[p] for p in prompts if p in known} if len(known) > 10_000 else known | rows
+            self._known = known
+        return jnp.asarray(np.stack([known[p] for p in prompts]))
 
     # --- image --------------------------------------------------------------------------------------------------------
 
@@ -174,10 +176,7 @@ class GEM:
         Raises:
           UserError: no image, or none that can be read; an empty prompt; not one list of prompts for each image.
         """
-        images = [images] if isinstance(images, str | pathlib.Path | Image.Image) else images
-        images = [images] if getattr(images, "ndim", 4) == 3 else list(images)
-        if not images:
-            raise UserError("images: none given; give paths, PIL images or uint8[H, W, 3] arrays")
+        images = listed(images)
         lists = self._lists(prompts, len(images))
         most = max(map(len, lists))
         known = {tuple(own): np.asarray(self.text_features(own)) for own in lists}
@@ -278,7 +277,38 @@ class GEM:
                 count[at] += 1
         return heatmaps.Enlarged(total / count, (photo.height, photo.width))
 
-    def locate(self, image: Picture, names: Sequence[str], threshold: float = 0.5, **options: Any) -> np.ndarray:
+    def locate(
+        self, images: Picture | Sequence[Picture], names: Sequence[str], threshold: float = 0.5, **options: Any
+    ) -> list[list[Found]]:
+        """Where things are: PIN's question and its form of an answer, without any training.
+
+        Args:
+          images: as in a call. names: what to look for in every image.
+          threshold, **options: as in `boxes`.
+
+        Returns:
+          A list for each image: one `Found` a name, in their order; its score is the highest cosine of the name's map.
+
+        Raises:
+          UserError: a picture or a name that cannot be taken.
+        """
+        out = []
+        for image in listed(images):
+            maps = self.large_maps(image, names, **options)
+            out.append(self.found(maps, _checked(names), threshold))
+        return out
+
+    @staticmethod
+    def found(maps: heatmaps.Enlarged, names: Sequence[str], threshold: float = 0.5) -> list[Found]:
+        """Where each name of `large_maps` is; one map is in memory at a time."""
+        out = []
+        for k, name in enumerate(names):
+            cosines = maps[k]
+            x1, y1, x2, y2 = (float(v) for v in heatmaps.box(heatmaps.minmax(cosines), threshold))
+            out.append(Found(name, (x1, y1, x2, y2), float(cosines.max())))
+        return out
+
+    def boxes(self, image: Picture, names: Sequence[str], threshold: float = 0.5, **options: Any) -> np.ndarray:
         """A box for each name: around the largest component of its min-max map over a threshold.
 
         Args:
@@ -287,8 +317,12 @@ class GEM:
         Returns:
           float32[C, 4], x1, y1, x2, y2 in pixels of the image: what PIN's evaluation takes.
         """
-        maps = self.large_maps(image, names, **options)
-        return np.stack([heatmaps.box(heatmaps.minmax(maps[k]), threshold) for k in range(len(maps))])
+        return np.array([at.box for at in self.locate([image], names, threshold, **options)[0]], np.float32)
+
+    @staticmethod
+    def draw(image: Picture, found: Sequence[Found]) -> Image.Image:
+        """The picture with boxes and names on it; see `pin_jax.scoring.found.draw`."""
+        return draw(image, found)
 
 
 def _checked(prompts: Iterable[str]) -> list[str]:

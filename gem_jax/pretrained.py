@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,7 @@ class ImageText:
     lower: bool = False
 
     def __post_init__(self):
+        self._lock = threading.Lock()  # two threads cannot use a tokenizer at a time
         self._text = jax.jit(lambda params, ids: unit_length(self.module.apply({"params": params}, ids, method="text")))
 
     @property
@@ -77,8 +79,9 @@ class ImageText:
         """
         form = self.config.text
         texts = [text.lower() if self.lower else text for text in texts]
-        rows = self.tokenizer([text + self.end for text in texts], truncation=True, max_length=form.context,
-                              add_special_tokens=not self.end)["input_ids"]  # fmt: skip
+        with self._lock:
+            rows = self.tokenizer([text + self.end for text in texts], truncation=True, max_length=form.context,
+                                  add_special_tokens=not self.end)["input_ids"]  # fmt: skip
         tokenizers.refuse_unknown_words(self.tokenizer, texts, rows)
         longest = max(len(row) for row in rows)
         whole = getattr(form, "pool", "") == "last"  # SigLIP reads the last place, padding included

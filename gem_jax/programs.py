@@ -116,20 +116,19 @@ def predict(
     for path, stem in stems.items():
         photo = picture(path)
         maps = gem.large_maps(photo, prompts, **_windows(config))
-        place = np.stack([heatmaps.box(heatmaps.minmax(maps[k]), config.box_threshold) for k in range(len(maps))])
+        places = gem.found(maps, prompts, config.box_threshold)
+        edges = np.array([at.box for at in places])
         # Figures are small: of a large photograph they need neither its pixels nor maps of its size.
         shrink = min(1, SHOWN / max(photo.size))
         shown = photo if shrink == 1 else photo.resize([max(1, round(side * shrink)) for side in photo.size])
         small = np.asarray(maps.at((shown.height, shown.width)))
-        figures.heat_maps(np.asarray(shown), prompts, heatmaps.minmax(small), place * shrink).save(
+        figures.heat_maps(np.asarray(shown), prompts, heatmaps.minmax(small), edges * shrink).save(
             workdir / f"{stem}_heat.png"
         )
         best, top = segmentation.probabilities(small, scale(gem.model))
         best = np.where(top < config.background_threshold, len(prompts), best)
         figures.segmentation(np.asarray(shown), best, prompts).save(workdir / f"{stem}_segmentation.png")
-        found[str(path)] = [
-            {"name": name, "box": [round(float(v), 1) for v in box]} for name, box in zip(prompts, place, strict=True)
-        ]
+        found[str(path)] = [{"name": at.name, "box": [round(v, 1) for v in at.box], "score": at.score} for at in places]
         reporting.say(f"wrote {workdir / stem}_heat.png and _segmentation.png")
     about = {"model": config.model, "attention": config.attention, "boxes": found}
     about["files"] = {str(path): stem for path, stem in stems.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,14 +17,18 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from input_pipeline.errors import UserError
-from input_pipeline.images import Picture, open_image
-from pin_jax import adapters, evaluate, sources
+from input_pipeline.images import Picture, listed, open_image
+from pin_jax import adapter_folder, adapters, evaluate, fitting, methods, sources, train
 from pin_jax.decoding import distribution
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import sharding
+from pin_jax.runtime.processes import workdirs
 from pin_jax.scoring import found as finding
 from pin_jax.scoring.found import Found
 from pin_jax.vlm import VLM, load_vlm, on_grid
+
+# Entries of a config that a VLM was read with.
+OF_VLM = ("vlm", "language_model", "vision", "dtype", "grid")
 
 
 def check_names(vlm: VLM, names: Sequence[str]) -> None:
@@ -54,24 +60,33 @@ class PIN:
     """
 
     def __init__(self, vlm: VLM, config: ConfigDict, method: Any = None, params: Any = None):
-        self.vlm, self.config = vlm, config
-        self._set(method, params)
+        self.vlm = vlm
+        self._set(config, method, params)
 
-    def _set(self, method: Any, params: Any) -> None:
-        inserts = Inserts() if method is None else method.inserts(params)
-        self._trained = method, params, inserts  # in one go: a thread that asks sees one insert, never half of two
+    def _set(self, config: ConfigDict, method: Any, params: Any) -> None:
+        """In one go: a thread that asks sees one insert, never half of two."""
+        config = config.copy_and_resolve_references()
+        if method is not None:
+            with config.unlocked():
+                config.method, options = methods.describe(method)
+                config.method_options = ConfigDict(options)
+        self._now = config, method, params, Inserts() if method is None else method.inserts(params)
+
+    @property
+    def config(self) -> ConfigDict:
+        return self._now[0]
 
     @property
     def method(self) -> Any:
-        return self._trained[0]
+        return self._now[1]
 
     @property
     def params(self) -> Any:
-        return self._trained[1]
+        return self._now[2]
 
     @property
     def inserts(self) -> Inserts:
-        return self._trained[2]
+        return self._now[3]
 
     @classmethod
     def from_pretrained(
@@ -167,6 +182,92 @@ class PIN:
         """The picture with boxes and names on it; see `pin_jax.scoring.found.draw`."""
         return finding.draw(image, found)
 
+    # --- training, and handing on -------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        config: ConfigDict | Mapping[str, Any] | None = None,
+        workdir: str | pathlib.Path | None = None,
+        **overrides: Any,
+    ) -> PIN:
+        """Trains a method on the frozen VLM, and asks with what came out from then on.
+
+        Args:
+          config: of the whole training, or entries that are otherwise than in `self.config`:
+            `{"scenes": {"cutouts": "folder:mine"}, "steps": 300}`. The method starts anew, whatever is in use.
+          workdir: where checkpoints, the insert and the log go, so that the same call goes on where it was stopped; by
+            default nowhere: they are deleted at the end.
+          **overrides: entries, as in `config`.
+
+        Returns:
+          Itself.
+
+        Raises:
+          UserError: as `main.py`'s train run; or entries of another VLM than this one.
+        """
+        base = config if isinstance(config, ConfigDict) and "program" in config else self.config
+        changes = dict(overrides) if base is config else dict(config or {}) | overrides
+        if "method" in changes and "method_options" not in changes:
+            changes["method_options"] = ConfigDict(methods.defaults(changes["method"]))
+        chosen = sources.changed(base, changes | {"run": "train"})
+        other = [key for key in OF_VLM if chosen[key] != self.config[key]]
+        if other:
+            raise UserError(
+                f"train: {', '.join(f'config.{key} {chosen[key]!r}' for key in other)} is not what this VLM was read"
+                " with; read it so, PIN.from_pretrained(..., ENTRY=VALUE)"
+            )
+        ways = sharding.row_ways(self.vlm.mesh)
+        chosen.batch_size = train.global_batch(chosen, self.vlm.mesh)
+        if chosen.batch_size % ways:
+            raise UserError(f"config.batch_size {chosen.batch_size}: no multiple of the {ways} devices that share it")
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory()) if workdir is None else workdir
+            claimed = stack.enter_context(workdirs.claimed(folder))
+            fitting.claim(chosen, claimed, self.vlm)
+            fitting.plan(chosen, "a folder that is deleted at the end" if workdir is None else claimed, self.vlm)
+            params = jax.device_get(fitting.fit(chosen, claimed, self.vlm))
+        method = methods.build(chosen.method, self.vlm.model.config, chosen.method_options)
+        self._set(chosen, method, params)
+        return self
+
+    def evaluate(self, **overrides: Any) -> dict[str, dict[str, Any]]:
+        """The rows of the table of `config.run=evaluate` (docs/evaluation.md), by name.
+
+        The VLM as it is, what no picture tells, and with the insert.
+
+        Args:
+          **overrides: entries of the config, such as `eval={"images": 64, "decoder": "greedy"}`.
+        """
+        config = sources.changed(self.config, overrides | {"run": "evaluate"})
+        return evaluate.evaluate(config, self.vlm, self.inserts if self.method is not None else None, config.method)[0]
+
+    def save_pretrained(self, folder: str | pathlib.Path, results: Mapping[str, Any] | None = None) -> None:
+        """Writes the adapter's folder, which `from_pretrained` reads: the insert, its config and a model card.
+
+        Args:
+          results: scores for the card, such as `pin.evaluate()["pin"]`.
+
+        Raises:
+          UserError: there is no insert, or it cannot be written.
+        """
+        adapter_folder.write(folder, **self._written(results))
+
+    def push_to_hub(self, repo: str, private: bool = False, results: Mapping[str, Any] | None = None) -> str:
+        """Writes that folder to the Hugging Face hub, as the account that is logged in; returns its address.
+
+        Raises:
+          UserError: no account, no permission, or the hub cannot be reached.
+        """
+        return adapter_folder.push(repo, private, **self._written(results))
+
+    def _written(self, results: Mapping[str, Any] | None) -> dict[str, Any]:
+        config, method, params, _ = self._now
+        if method is None:
+            raise UserError("the VLM is asked as it is: there is no insert to write; train one, or give insert=FILE")
+        return {"config": config, "vlm": self.vlm, "params": params, "results": results}
+
+    # --- what is asked ------------------------------------------------------------------------------------------------
+
     def _options(self, decoding: Mapping[str, Any]) -> ConfigDict:
         """config.eval with other entries."""
         changed = {f"eval.{key}": value for key, value in decoding.items()}
@@ -214,19 +315,6 @@ def _look(
         # squashed, as in training and evaluation
         squares.append(np.asarray(photo.resize((side, side), Image.Resampling.BICUBIC)))
     return evaluate.encode(vlm, _bucket(squares, batch), batch, inserts), sizes
-
-
-def listed(images: Picture | Iterable[Picture]) -> list[Picture]:
-    """One picture, or several, as a list.
-
-    Raises:
-      UserError: there is none.
-    """
-    one = isinstance(images, str | pathlib.Path | Image.Image) or getattr(images, "ndim", 4) < 4
-    images = [images] if one else list(images)
-    if not images:
-        raise UserError("images: none given; give paths, PIL images or uint8[H, W, 3] arrays")
-    return images
 
 
 def _bucket(items: list[Any], batch: int) -> list[Any]:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.lib import catalogue, pin, schema
 from input_pipeline.errors import UserError
+from pin_jax import adapter_folder
 from pin_jax.adapters import INSERT
 from pin_jax.weights import files, published, registry
 
@@ -22,7 +23,6 @@ _CONFIGS = {
     "pin_blip2.py": published.BLIP2, "pin_flamingo.py": published.OPENFLAMINGO, "pin_smolvlm.py": published.SMOLVLM,
 }  # fmt: skip
 NO_INSERT = "none"
-ADAPTER = "pin_jax adapter"  # how config.json says that a folder holds an adapter, and no VLM
 FETCHED = ("*.json", "*.safetensors", "*.md")  # of a hub repository that holds an adapter
 
 
@@ -84,12 +84,6 @@ def _is_small(source: str | pathlib.Path) -> bool:
     return folder.is_dir() and (folder / "config.json").is_file() and registry.reader(folder) is None
 
 
-def is_adapter(folder: pathlib.Path) -> bool:
-    """Whether a folder holds an adapter, which names its VLM."""
-    path = folder / "config.json"
-    return path.is_file() and files.read_object(path).get("kind") == ADAPTER
-
-
 def adapter(source: str | pathlib.Path) -> tuple[dict[str, Any], pathlib.Path] | None:
     """What an adapter's folder says of its VLM, and its insert; None where a source is no folder of an adapter.
 
@@ -107,14 +101,8 @@ def adapter(source: str | pathlib.Path) -> tuple[dict[str, Any], pathlib.Path] |
         if not files.is_hub_id(name):
             return None
         folder = files.resolve(source)
-    if not is_adapter(folder):
-        return None
-    held, where = files.read_object(folder / "config.json"), folder / "config.json"
-    about = {key: held.get(key, "") for key in ("vlm", "language_model", "vision")} | {"grid": held.get("grid", 0)}
-    wrong = [key for key, value in about.items() if not isinstance(value, int if key == "grid" else str)]
-    if wrong or not about["vlm"]:
-        raise UserError(f"{where}: {', '.join(wrong) or 'vlm'} is missing or of another type; fetch the adapter again")
-    return about, folder / INSERT
+    about = adapter_folder.read(folder)
+    return None if about is None else (about, folder / INSERT)
 
 
 def insert_path(source: str | pathlib.Path, insert: str | pathlib.Path | None) -> pathlib.Path | None:

@@ -12,18 +12,17 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError, reason
+from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
-from pin_jax import adapters, evaluate, localisation, methods, train
+from pin_jax import adapters, evaluate, fitting, localisation, methods, train
 from pin_jax.adapters import INSERT
 from pin_jax.models.interface import Inserts
 from pin_jax.programs import compile as compiling
 from pin_jax.programs import diagnose, inspect
-from pin_jax.runtime import entries, files, optimiser, reporting, sharding
-from pin_jax.runtime.checkpoints import bound_to
+from pin_jax.runtime import entries, files, reporting, sharding
 from pin_jax.runtime.files import AnyPath
 from pin_jax.scoring import coco_files, figures, photographs
-from pin_jax.vlm import VLM, load_vlm, on_grid
+from pin_jax.vlm import VLM
 from pin_jax.weights.files import of_project
 
 RUNS = ("train", "evaluate", "predict", "inspect", "diagnose", "export", "describe", "compile")
@@ -60,14 +59,10 @@ def run(config: ConfigDict, workdir: AnyPath) -> None:
     if config.run == "export":
         export(workdir, vlm, insert)
         return
-    _claim(config, workdir, vlm)
-    reporting.plan(f"{config.run}: {config.method}, in {workdir}", train.describe(config, vlm))
+    fitting.claim(config, workdir, vlm)
+    fitting.plan(config, workdir, vlm)
     if config.run == "train":
-        params = train.train(config, workdir, vlm)
-        if jax.process_index() == 0:
-            adapters.save(workdir / INSERT, jax.device_get(params), config, vlm)
-            figures.loss_curve(workdir / "loss.png", reporting.read_scalars(workdir))
-        sharding.barrier("insert")  # the others read what the first has written
+        fitting.fit(config, workdir, vlm)
         insert = workdir / INSERT
     score(config, workdir, vlm, insert, time.monotonic() - begin)
     sharding.barrier("results")
@@ -81,46 +76,7 @@ def open_vlm(config: ConfigDict, batch: int = 0) -> VLM:
     """
     mesh = sharding.make_mesh(config.mesh, 0 if config.get("batch_per_device", 0) else batch)
     config.batch_size = train.global_batch(config, mesh)
-    pieces = {"language_model": config.language_model, "vision": config.vision} if config.language_model else {}
-    rules = sharding.rules(config.rules)
-    vlm, _ = load_vlm(config.vlm, config.dtype, mesh, rules, config.remat, config.attention, **pieces)
-    return on_grid(vlm, config.grid)
-
-
-def _claim(config: ConfigDict, workdir: AnyPath, vlm: VLM) -> None:
-    """Binds a workdir to the config that trains in it; another one is refused.
-
-    Where config.json is lost or broken, the checkpoints say what the workdir is bound to.
-    """
-    mine, path = train.binding(config, vlm), workdir / "config.json"
-    if config.run != "train" and config.get("batch_per_device", 0):
-        del mine["batch_size"]  # that of these devices, which need not be those that trained
-    steps, theirs = bound_to(workdir)
-    try:
-        held = json.loads(path.read_text("utf-8"))
-        if not isinstance(held, dict):
-            raise ValueError(f"a {type(held).__name__} in place of an object")
-        theirs, lost = held, ""
-    except FileNotFoundError:
-        lost = "is missing"
-    except (OSError, ValueError) as error:
-        lost = f"cannot be read ({reason(error)})"
-    if lost and not steps and "missing" not in lost:
-        raise UserError(f"{path}: {lost}; delete it, or choose another --workdir")
-    if lost and steps and theirs is None:
-        raise UserError(
-            f"{path}: {lost}, and the checkpoints beside it do not say what config they belong to; choose another"
-            " --workdir"
-        )
-    if lost and config.run == "train" and not steps and (workdir / INSERT).exists():
-        raise UserError(f"{path}: {lost}, and {workdir / INSERT} is of another run; choose another --workdir")
-    if theirs is not None:
-        entries.refuse_another(workdir, optimiser.OFF | theirs, mine)
-    if lost and (config.run == "train" or steps):
-        if steps:
-            reporting.say(f"{path}: {lost}; written anew from the checkpoint of step {steps[-1]}")
-        if jax.process_index() == 0:
-            files.write_json(path, theirs or mine)
+    return localisation.read_vlm(config, mesh)
 
 
 def find_insert(config: ConfigDict, workdir: AnyPath) -> AnyPath | None:
@@ -248,12 +204,12 @@ def predict(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None
     """
     wanted = entries.listed(config.prompts)
     localisation.check_names(vlm, wanted)  # before an insert is read
-    inserts = inserts_of(path, vlm, config.method)[1] or Inserts()
+    pin = localisation.PIN(vlm, config, *(() if path is None else adapters.load(path, vlm, config.method)))
     photo = open_image(config.image)
-    locations = localisation.locate(vlm, inserts, photo, wanted, config.eval)
+    ((*places,),) = pin.locate(photo, wanted)
     found = [
-        {"name": at.name, "box": [round(v, 1) for v in at.box], "text": at.text, "parsed": at.parsed}
-        for at in locations
+        {"name": at.name, "box": [round(v, 1) for v in at.box], "text": at.text, "parsed": at.parsed, "score": at.score}
+        for at in places
     ]
     files.write_json(
         workdir / "boxes.json", {"image": str(config.image), "insert": str(path or NO_INSERT), "boxes": found}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,8 +92,20 @@ def test_maps_have_the_image_s_own_size_and_boxes_its_pixels(gem):
     image = photo(1, (90, 40))
     maps = gem.maps(image, ["cat", "dog"])
     assert maps.shape == (2, 90, 40)
-    found = gem.locate(image, ["cat", "dog"])
+    found = gem.boxes(image, ["cat", "dog"])
     assert found.shape == (2, 4) and (found[:, 2:] <= (40, 90)).all() and (found[:, :2] < found[:, 2:]).all()
+    ((cat, dog), other) = gem.locate([image, photo(0)], ["cat", "dog"])
+    np.testing.assert_allclose([cat.box, dog.box], found, rtol=1e-6)
+    assert cat.name == "cat" and cat.score == pytest.approx(maps[0].max(), rel=1e-5) and len(other) == 2
+    assert gem.draw(image, [cat, dog]).size == (40, 90)
+
+
+def test_threads_get_the_same_answers(gem):
+    asked = [(photo(i), ["cat", "dog", "sky", "grass"][: 1 + i % 4]) for i in range(6)]
+    alone = [gem.locate(*each) for each in asked]
+    gem._known = {}
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda each: gem.locate(*each), asked * 4)) == alone * 4
 
 
 def test_enlarging_is_half_pixel_bilinear():

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from input_pipeline.errors import UserError
-from pin_jax import methods, train, training_data, vlm
+from pin_jax import fitting, methods, train, training_data, vlm
 from pin_jax.programs import pin
 from pin_jax.runtime.optimiser import OFF
 from tests.fixtures import buckets
@@ -332,11 +332,11 @@ def test_a_workdir_whose_config_is_lost(folder, trained, tmp_path, capsys):
     for damage in (path.unlink, lambda: path.write_text("{"), lambda: path.write_text("[1]")):
         damage()
         with pytest.raises(UserError, match="belongs to another config: seed 0 there, 1 here"):
-            pin._claim(config_for(folder, curriculum=0.25, seed=1), tmp_path / "w", frozen)
-        pin._claim(config, tmp_path / "w", frozen)
+            fitting.claim(config_for(folder, curriculum=0.25, seed=1), tmp_path / "w", frozen)
+        fitting.claim(config, tmp_path / "w", frozen)
         assert "written anew from the checkpoint of step 12" in " ".join(capsys.readouterr().out.split())
         assert json.loads(path.read_text()) == json.loads((trained / "config.json").read_text())
     path.unlink()
     shutil.rmtree(tmp_path / "w" / "checkpoints")
     with pytest.raises(UserError, match=r"config.json: is missing, and .*insert.safetensors is of another run"):
-        pin._claim(config, tmp_path / "w", frozen)
+        fitting.claim(config, tmp_path / "w", frozen)
