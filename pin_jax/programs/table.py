@@ -71,6 +71,7 @@ def row_config(config: ConfigDict, model: str, method: str, seed: int) -> Config
     row.update({key: config[key] for key in ("steps", "cache_images", "lr") if config[key] is not None})
     row.steps = config.model_steps.get(model, row.steps)
     row.seed, row.lr = seed, config.rates.get(method, config.model_rates.get(model, row.lr))
+    row.warmup = min(row.get("warmup", 0), row.steps // 4)
     row.save_every = min(row.save_every, max(1, row.steps // 4))
     row.scenes.update({key: value for key, value in config.scenes.items() if value})
     row.eval.update({"images": config.eval_images, "context": ()})
