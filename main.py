@@ -57,7 +57,9 @@ def _override_error(argv: list[str], error: Exception) -> str:
 def _parse(argv: list[str]) -> list[str]:
     path, variant = _given(argv)
     if path and not pathlib.Path(path).is_file():
-        near = difflib.get_close_matches(path, sorted(str(p) for p in pathlib.Path("configs").glob("*.py")), 1, 0.3)
+        near = difflib.get_close_matches(
+            path, sorted(f"configs/{p.name}" for p in catalogue.CONFIGS.glob("*.py")), 1, 0.3
+        )
         sys.exit(f"error: --config={path}: no such file{f'; did you mean {near[0]}?' if near else ''}")
     try:
         if len(argv) == 1 or {"--help", "-h", "-help", "--helpfull"} & set(argv):
@@ -107,11 +109,8 @@ def main(argv: list[str]) -> None:
 
 def _from_anywhere(argument: str) -> str:
     """`--config=configs/...` where that is not below this folder, but the project's own."""
-    given = re.fullmatch(r"(--?config=)(configs/[^:]*)(.*)", argument)
-    own = catalogue.CONFIGS.parent / given[2] if given else None
-    if own is None or pathlib.Path(given[2]).exists() or not own.is_file():
-        return argument
-    return f"{given[1]}{own}{given[3]}"
+    given = re.fullmatch(r"(--?config=)([^:]*)(.*)", argument)
+    return f"{given[1]}{catalogue.found(given[2])}{given[3]}" if given else argument
 
 
 def command() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pathlib
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,17 +55,18 @@ def open_image(
     return _converted(_from_array(np.asarray(picture)), "image", mode, size, stored)
 
 
-def listed(images: Picture | Iterable[Picture]) -> list[Picture]:
-    """One picture, or several, as a list.
+def listed(images: Any) -> list[Picture]:
+    """One `Picture`, or several, as a list.
 
     Raises:
       UserError: there is none.
     """
-    one = isinstance(images, str | pathlib.Path | Image.Image) or getattr(images, "ndim", 4) < 4
-    images = [images] if one else list(images)
-    if not images:
+    if isinstance(images, str | pathlib.Path | Image.Image) or getattr(images, "ndim", 4) < 4:
+        return [images]
+    several = list(images)
+    if not several:
         raise UserError("images: none given; give paths, PIL images or uint8[H, W, 3] arrays")
-    return images
+    return several
 
 
 def open_labels(path: str | pathlib.Path) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
@@ -222,7 +223,7 @@ class PIN:
             raise UserError(f"config.batch_size {chosen.batch_size}: no multiple of the {ways} devices that share it")
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory()) if workdir is None else workdir
-            claimed = stack.enter_context(workdirs.claimed(folder))
+            claimed = stack.enter_context(workdirs.claimed(epath.Path(folder)))
             fitting.claim(chosen, claimed, self.vlm)
             fitting.plan(chosen, "a folder that is deleted at the end" if workdir is None else claimed, self.vlm)
             params = jax.device_get(fitting.fit(chosen, claimed, self.vlm))

@@ -82,7 +82,7 @@ def box_loss(model: Any, frozen: Any, inserts: Any, batch: dict[str, jax.Array])
     return (cost * weights).sum() / jnp.maximum(weights.sum(), 1)
 
 
-def global_batch(config: ConfigDict, mesh: Mesh) -> int:
+def global_batch(config: ConfigDict, mesh: Mesh | None) -> int:
     """Images of a batch: config.batch_size over all devices, or config.batch_per_device on each that has its own rows.
 
     Devices along the mesh's `tensor` axis share their rows, and count as one.

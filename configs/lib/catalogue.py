@@ -14,8 +14,16 @@ from configs.lib import schema
 CONFIGS = pathlib.Path(__file__).parents[1]
 
 
+def found(path: str | pathlib.Path) -> pathlib.Path:
+    """A config file's path; one of the project's own (`configs/pin_blip2.py`) is found from every folder."""
+    path = pathlib.Path(path)
+    own = CONFIGS.parent / path
+    return own if path.parts[:1] == (CONFIGS.name,) and not path.exists() and own.is_file() else path
+
+
 def load(path: str | pathlib.Path) -> types.ModuleType:
     """A config file as a module."""
+    path = found(path)
     spec = importlib.util.spec_from_file_location(f"given_{pathlib.Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -5,19 +5,23 @@ Every function returns a `Sheet`: it shows itself in a notebook cell, and `sheet
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from pin_jax.runtime import files
+from pin_jax.scoring import labels
+from pin_jax.scoring.pictures import png
 
-COLOURS = tuple(tuple(colormaps["tab20"](i)[:3]) for i in range(20))
+# Those that the colour-blind tell apart first; more classes than that need more colours.
+COLOURS = (*map(to_rgb, labels.COLOURS), *(tuple(colormaps["tab20"](i)[:3]) for i in range(20)))
+HEAT = "inferno"  # as even to the colour-blind as to others
 
 
 class Sheet(Figure):
@@ -31,12 +35,10 @@ class Sheet(Figure):
             axes.axis("off")
 
     def _repr_png_(self) -> bytes:
-        out = io.BytesIO()
-        self.savefig(out, format="png", dpi=110)
-        return out.getvalue()
+        return png(self)
 
     def save(self, path: os.PathLike[str]) -> None:
-        """Writes a PNG.
+        """Writes a PNG of at most 500 KB.
 
         Raises:
           UserError: it cannot be written.
@@ -46,7 +48,7 @@ class Sheet(Figure):
 
 def _overlay(axes, image: np.ndarray, heat: np.ndarray) -> None:
     axes.imshow(image)
-    axes.imshow(heat, cmap="jet", alpha=0.5, vmin=0, vmax=1, extent=(0, image.shape[1], image.shape[0], 0))
+    axes.imshow(heat, cmap=HEAT, alpha=0.5, vmin=0, vmax=1, extent=(0, image.shape[1], image.shape[0], 0))
 
 
 def heat_maps(image: np.ndarray, prompts: Sequence[str], heat: np.ndarray, boxes: np.ndarray | None = None) -> Sheet:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import platform
 
+import filelock
 import jax
 
-MOST = (
-    4 * 2**30
-)  # bytes; the entries used longest ago go first. With a limit JAX also locks the folder for each access.
+# bytes; the entries used longest ago go first. With a limit JAX also locks the folder for each access.
+MOST = 4 * 2**30
+ENTRY, USED = "-cache", "-atime"  # how JAX calls a program, and when it was last used
 
 
 def keep() -> pathlib.Path | None:
@@ -31,9 +33,19 @@ def keep() -> pathlib.Path | None:
         return None
     if not os.access(folder, os.W_OK | os.X_OK):
         return None
+    _mend(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST)
     return folder
+
+
+def _mend(folder: pathlib.Path) -> None:
+    """Removes entries that a full disk or a death cut short: one without its `USED` keeps JAX from writing others."""
+    with contextlib.suppress(OSError, filelock.Timeout):
+        with filelock.FileLock(folder / ".lockfile", timeout=5):  # JAX's own
+            for entry in folder.glob(f"*{ENTRY}"):
+                if not entry.with_name(entry.name.removesuffix(ENTRY) + USED).exists():
+                    entry.unlink()
 
 
 def _processor() -> str:

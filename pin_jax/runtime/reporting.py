@@ -29,6 +29,8 @@ from input_pipeline.errors import UserError
 from pin_jax.runtime import files
 
 SAY_EVERY = 30.0  # seconds between lines of progress in a log
+REDRAW_EVERY = 0.5  # seconds, of a bar in a notebook
+BAR = 24  # letters of it
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 
@@ -88,7 +90,8 @@ class _Rate(ProgressColumn):
 def progress(title: str, total: int, unit: str, every: float = SAY_EVERY) -> Iterator[Callable[..., None]]:
     """A progress bar with ETA and rate, those of late: neither compilation nor an earlier run counts.
 
-    On a terminal it moves; in a log it is a line now and then, and one at the end. Without a title there is none.
+    On a terminal and in a notebook it moves; in a log it is a line now and then, and one at the end. Without a title
+    there is none.
 
     Args:
       every: seconds from line to line in a log.
@@ -100,8 +103,11 @@ def progress(title: str, total: int, unit: str, every: float = SAY_EVERY) -> Ite
     if quiet:
         yield lambda done, note="": None
         return
+    if console.is_jupyter:
+        yield _lines(title, total, unit, REDRAW_EVERY, _notebook_bar(total))
+        return
     if not console.is_terminal:
-        yield _lines(title, total, unit, every)
+        yield _lines(title, total, unit, every, lambda line, done: say(line))
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Rate(unit + "s"))
     columns += (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
@@ -110,8 +116,8 @@ def progress(title: str, total: int, unit: str, every: float = SAY_EVERY) -> Ite
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 
 
-def _lines(title: str, total: int, unit: str, every: float) -> Callable[..., None]:
-    """Progress as lines of a log; a rate is that since the line before."""
+def _lines(title: str, total: int, unit: str, every: float, write: Callable[[str, int], None]) -> Callable[..., None]:
+    """Progress as lines; a rate is that since the line before. `write` gets a line and how much is done."""
     said = time.monotonic()
     before: tuple[float, int] | None = None
 
@@ -123,10 +129,29 @@ def _lines(title: str, total: int, unit: str, every: float) -> Callable[..., Non
             return
         speed = (done - before[1]) / (now - before[0]) if now > before[0] else 0
         rate = f"{speed:,.0f} {unit}s/s, ETA {(total - done) / speed:,.0f} s, " if speed else ""
-        say(f"{title}: {done:,} of {total:,} {unit}s, {rate}{note}".rstrip(" ,"))
+        write(f"{title}: {done:,} of {total:,} {unit}s, {rate}{note}".rstrip(" ,"), done)
         said, before = now, (now, done)
 
     return advance
+
+
+def _notebook_bar(total: int) -> Callable[[str, int], None]:
+    """One output of a notebook's cell that is written over, as text: it needs no widgets and stays when it is saved."""
+    from IPython.display import display  # pyright: ignore[reportMissingImports] (a notebook has it)
+
+    def shown(line: str, done: int) -> dict[str, str]:
+        full = BAR * done // max(total, 1)
+        return {"text/plain": f"{'█' * full}{'░' * (BAR - full)} {line}"}
+
+    held: list[Any] = []
+
+    def write(line: str, done: int) -> None:
+        if held:
+            held[0].update(shown(line, done), raw=True)
+        else:
+            held.append(display(shown(line, done), raw=True, display_id=True))
+
+    return write
 
 
 def wandb() -> Any:

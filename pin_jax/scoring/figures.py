@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import textwrap
 from collections.abc import Sequence
@@ -17,31 +16,17 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
-from PIL import Image  # noqa: E402
 
 from pin_jax.runtime import files  # noqa: E402
 from pin_jax.scoring.labels import COLOURS, INKS, place_labels  # noqa: E402
+from pin_jax.scoring.pictures import png  # noqa: E402
 
-LARGEST = 500_000  # bytes of a picture
-DPI, SMALLEST_DPI = 110, 50
 LABEL_PAD = 3  # pixels around a name
 
 
 def _save(figure: Figure, path: os.PathLike[str]) -> None:
-    """Saves a figure as a PNG of at most `LARGEST` bytes: in 256 colours, then smaller, where photographs need more."""
-    dpi, colours = DPI, 0
-    while True:
-        held = io.BytesIO()
-        figure.savefig(held, format="png", dpi=dpi)
-        if colours:
-            picture = Image.open(held).convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT)
-            held = io.BytesIO()
-            picture.save(held, "PNG", optimize=True)
-        if held.tell() <= LARGEST or dpi <= SMALLEST_DPI:
-            break
-        dpi, colours = (int(dpi * 0.85), colours) if colours else (dpi, 256)
+    files.write_bytes(path, png(figure))
     plt.close(figure)
-    files.write_bytes(path, held.getvalue())
 
 
 def _box(axes, box: np.ndarray, colour: str, dashed: bool) -> None:

@@ -31,6 +31,15 @@ def test_it_is_in_the_users_folder_and_bounded(environment, tmp_path):
     assert compilation.keep() == folder
 
 
+def test_entries_that_a_full_disk_cut_short_are_removed(environment):
+    """JAX reads when every entry was last used before it writes one, and fails where one does not say."""
+    folder = compilation.keep()
+    for name in ("cut-cache", "whole-cache", "whole-atime"):
+        (folder / name).write_bytes(bytes(8))
+    compilation.keep()
+    assert {path.name for path in folder.iterdir()} - {".lockfile"} == {"whole-cache", "whole-atime"}
+
+
 @pytest.mark.parametrize("name", ["JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"])
 def test_the_user_decides(environment, name):
     before = jax.config.jax_compilation_cache_dir

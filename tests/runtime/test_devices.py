@@ -99,6 +99,10 @@ def test_pictures_that_the_devices_do_not_divide_are_filled_up(alone):
         "split, _ = load_vlm(sys.argv[1], mesh=mesh)\n"
         "alone, _ = load_vlm(sys.argv[1])\n"
         "np.testing.assert_allclose(split.encode(images), alone.encode(images), atol=2e-5)\n"
+        "from pin_jax import PIN\n"
+        "pins = [PIN.from_pretrained(sys.argv[1], mesh=m, eval={'decoder': 'greedy'}) for m in ({'data': 8}, None)]\n"
+        "one, other = (pin.locate(list(images), pin.vlm.names[:3]) for pin in pins)\n"
+        "assert one == other and len(one) == 5 and len(one[0]) == 3\n"
     )
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program, str(folder)], cwd=ROOT, check=True, env=env)

@@ -7,7 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from pin_jax.scoring import figures, labels
+from pin_jax.scoring import figures, labels, pictures
 
 
 def overlaps(corners, sizes) -> int:
@@ -27,7 +27,7 @@ def test_labels_are_inside_and_beside_each_other(seed):
 
 
 def test_long_names_of_boxes_that_lie_together(tmp_path):
-    figure, axes = plt.subplots(figsize=(2.6, 2.9), dpi=figures.DPI)
+    figure, axes = plt.subplots(figsize=(2.6, 2.9), dpi=pictures.DPI)
     axes.imshow(np.zeros((224, 224, 3), np.uint8))
     figure.canvas.draw()
     names = [f"a rather long name of an object {i}" for i in range(3)]
