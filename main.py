@@ -30,6 +30,7 @@ PROGRAMS = {
     "tiny_clip": "gem_jax.small",
     "gem": "gem_jax.programs",
     "prepare": "pin_jax.programs.prepare",
+    "demo": "demo.page",
 }
 
 

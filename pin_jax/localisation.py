@@ -208,8 +208,10 @@ class PIN:
         """
         base = config if isinstance(config, ConfigDict) and "program" in config else self.config
         changes = dict(overrides) if base is config else dict(config or {}) | overrides
-        if "method" in changes and "method_options" not in changes:
-            changes["method_options"] = ConfigDict(methods.defaults(changes["method"]))
+        if changes.get("method", base.method) != base.method:  # whose options are others, and none of these stay
+            base = base.copy_and_resolve_references()
+            with base.unlocked():
+                base.method_options = ConfigDict(methods.defaults(changes["method"]))
         chosen = sources.changed(base, changes | {"run": "train"})
         other = [key for key in OF_VLM if chosen[key] != self.config[key]]
         if other:

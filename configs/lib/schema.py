@@ -357,8 +357,21 @@ PREPARE: Entries = {
     "threads": whole(1, 256, "threads that read pictures"),
     "on_bad_record": BAD_RECORDS,
 }
+DEMO: Entries = {
+    "host": text("address that the page is bound to", empty=False),
+    "port": whole(1, 65_535, "port of the page"),
+    "insert": text("an adapter in the place of those that ship"),
+    "most_megapixels": whole(1, 100, "megapixels of an upload"),
+    "most_megabytes": whole(1, 1024, "megabytes of an upload"),
+    "most_names": whole(1, 64, "names of a question"),
+    "most_stickers": whole(1, 64, "stickers on a picture"),
+    "queue": whole(1, 4096, "requests that wait"),
+    "parallel": whole(1, 64, "requests at work"),
+    "timeout": number(0, 86_400, "seconds until a request is given up", above=True),
+}
 PROGRAMS: dict[str, Entries] = {
     "pin": PIN, "pin_table": TABLE, "gem": GEM, "tiny_clip": TINY_CLIP, "tiny_vlm": TINY_VLM, "prepare": PREPARE,
+    "demo": DEMO,
 }  # fmt: skip
 
 
