@@ -161,6 +161,7 @@ def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
 def panels(found: Answer) -> list[tuple[Image.Image, str]]:
     """The pictures of the page with what stands below each."""
     rows = [
+        (found.picture, "the picture"),
         (PIN.draw(found.picture, found.pin), "PIN: what the language model writes"),
         (PIN.draw(found.picture, found.raw), "the same model without PIN"),
     ]

@@ -145,7 +145,7 @@ def build(config: ConfigDict) -> Any:
                 names = gr.Textbox(label="Names, between commas", placeholder="cat, red apple", elem_id="names")
                 button = gr.Button("Where?", variant="primary", elem_id="ask")
             with gr.Column(scale=2):
-                gallery = gr.Gallery(label="Answers", columns=3, height=760, object_fit="contain", elem_id="answers")
+                gallery = gr.Gallery(label="Answers", columns=3, height=900, object_fit="contain", elem_id="answers")
                 table = gr.Dataframe(
                     headers=["name", "x1", "y1", "x2", "y2", "score"], label="PIN's boxes, in pixels", elem_id="boxes",
                     interactive=False,
@@ -157,9 +157,10 @@ def build(config: ConfigDict) -> Any:
         for k, one in enumerate(buttons):
             one.click(lambda k=k: example(k), None, [picture, shown, names])
 
-        def clicked(background: int, dropped: list, name: str, share: float, at: gr.SelectData) -> tuple[Any, ...]:
+        def clicked(background: int, dropped: list, name: str, share: float, at: Any) -> tuple[Any, ...]:
             return drop(background, dropped, name, share, at)
 
+        clicked.__annotations__["at"] = gr.SelectData  # by which gradio knows what to give; it is not imported above
         board.select(clicked, [background, dropped, sticker, share], [dropped, board, picture, names]).then(
             lambda p: p, picture, shown
         )

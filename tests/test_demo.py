@@ -39,7 +39,7 @@ def test_downloads(found):
         x, y, width, height = row["bbox"]
         np.testing.assert_allclose([x, y, x + width, y + height], at.box, atol=0.02)
     rows = answers.panels(found)
-    assert len(rows) == 2 + 3 * 2 and all(picture.size == (480, 480) for picture, _ in rows)
+    assert len(rows) == 3 + 3 * 2 and all(picture.size == (480, 480) for picture, _ in rows)
     sheet = Image.open(io.BytesIO(answers.sheet(rows)))
     assert sheet.width == 960 and len(answers.sheet(rows)) < 1_000_000
 
