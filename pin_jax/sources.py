@@ -6,12 +6,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs.lib import catalogue, pin, schema
 from input_pipeline.errors import UserError
 from pin_jax import adapter_folder
 from pin_jax.adapters import INSERT
+from pin_jax.runtime.files import AnyPath, is_remote
 from pin_jax.weights import files, published, registry
 
 # Names of the small VLMs that ship, each with its insert -> where it stands, and the config that trains on it.
@@ -105,21 +107,28 @@ def adapter(source: str | pathlib.Path) -> tuple[dict[str, Any], pathlib.Path] |
     return None if about is None else (about, folder / INSERT)
 
 
-def insert_path(source: str | pathlib.Path, insert: str | pathlib.Path | None) -> pathlib.Path | None:
+def insert_path(source: str | pathlib.Path, insert: str | pathlib.Path | None) -> AnyPath | None:
     """The file of an insert; None for the frozen VLM as it is.
 
     Args:
-      source: of the VLM. insert: a file, an adapter's folder or hub id, `none`; None takes the one beside a small VLM.
+      source: of the VLM.
+      insert: a file, also of a bucket, an adapter's folder or hub id, `none`; None takes the one beside a small VLM.
 
     Raises:
       UserError: there is none.
     """
-    if insert in (None, ""):
+    if insert is None or insert == "":
         shipped = files.of_project(SHIPPED[str(source)][0] if str(source) in SHIPPED else source) / INSERT
         return shipped if shipped.is_file() else None
     if str(insert) == NO_INSERT:
         return None
-    path = files.of_project(str(insert))
+    if str(insert).startswith(("https:", "http:")):
+        raise UserError(
+            f"insert {insert}: a URL, and nothing is fetched; save it and give the file's path, or a hub id"
+        )
+    if is_remote(insert):
+        return epath.Path(insert)  # whose reader says what is missing
+    path = files.of_project(insert)
     if path.is_dir():
         path = path / INSERT
     elif not path.exists() and files.is_hub_id(str(insert)) and not path.suffix:

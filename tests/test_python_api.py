@@ -75,6 +75,7 @@ def test_threads_get_the_same_answers(pin):
         (lambda p: p.locate([photo(0)] * 2, [[p.vlm.names[0]]]), "1 lists for 2 images"),
         (lambda p: p.locate(photo(0), [p.vlm.names[0]], decodre="beam"), "did you mean config.eval.decoder"),
         (lambda p: PIN.from_pretrained("tiny_flamingo", insert="no.safetensors"), "insert no.safetensors: no such"),
+        (lambda p: PIN.from_pretrained("tiny_flamingo", insert="https://a.org/x.safetensors"), "a URL, and nothing is"),
         (lambda p: PIN.from_pretrained("tiny_flamingo", lr=-1.0), "config.lr -1.0: expected"),
         (lambda p: p.train(dtype="bfloat16"), "config.dtype 'bfloat16' is not what this VLM was read with"),
         (lambda p: PIN.from_pretrained("tiny_flamingo", "none").save_pretrained("x"), "there is no insert to write"),

@@ -21,7 +21,7 @@ from pin_jax.scoring.pictures import png
 
 # Those that the colour-blind tell apart first; more classes than that need more colours.
 COLOURS = (*map(to_rgb, labels.COLOURS), *(tuple(colormaps["tab20"](i)[:3]) for i in range(20)))
-HEAT = "inferno"  # as even to the colour-blind as to others
+HEAT = "viridis"  # as even to the colour-blind as to others
 
 
 class Sheet(Figure):
@@ -47,8 +47,9 @@ class Sheet(Figure):
 
 
 def _overlay(axes, image: np.ndarray, heat: np.ndarray) -> None:
-    axes.imshow(image)
-    axes.imshow(heat, cmap=HEAT, alpha=0.5, vmin=0, vmax=1, extent=(0, image.shape[1], image.shape[0], 0))
+    """A map in colours over the photograph in grey: what has a colour is the map."""
+    axes.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(heat, cmap=HEAT, alpha=0.6, vmin=0, vmax=1, extent=(0, image.shape[1], image.shape[0], 0))
 
 
 def heat_maps(image: np.ndarray, prompts: Sequence[str], heat: np.ndarray, boxes: np.ndarray | None = None) -> Sheet:
