@@ -114,7 +114,7 @@ def test_the_small_models_from_loading_to_handing_on(name, tmp_path, monkeypatch
     pin.draw("0.png", found[0]).save("0_boxes.png")
     with Image.open("0_boxes.png") as drawn, Image.open("0.png") as plain:
         assert drawn.size == plain.size and np.abs(np.asarray(drawn) - np.asarray(plain, np.int16)).max() > 60
-    heat = pin.distribution("0.png", asked[0]["names"][0], candidates=64)
+    heat = pin.distribution("0.png", asked[0]["names"][0])
     assert heat.shape == (120, 240)
     x1, y1, x2, y2 = (int(v) for v in found[0][0].box)
     assert heat[y1:y2, x1:x2].mean() > 2 * heat.mean() > 0
