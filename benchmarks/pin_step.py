@@ -137,6 +137,7 @@ def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.n
         return jax.block_until_ready(metrics)
 
     out = {
+        "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "parameters": count_parameters(params),
         "flops_per_sample": work / rows,

@@ -23,7 +23,6 @@ from input_pipeline.errors import UserError
 from input_pipeline.images import open_image
 from pin_jax import PIN, Found
 from pin_jax.weights import published
-from pin_jax.weights.files import of_project
 
 SIDE = 1024  # pixels: photos are shrunk to this longer side
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -240,18 +239,7 @@ def compose(background: int, dropped: Sequence[tuple[str, float, float, float]],
         if name not in stickers():
             raise UserError(f"sticker {name!r}: there is none of that name")
         _, cut = _cutouts()[stickers()[name]]
-        cut = ImageOps.contain(cut, (max(1, round(share * side)),) * 2)
+        longest = max(1, round(share * side))
+        cut = ImageOps.contain(cut, (longest, longest))
         photo.paste(cut, (round(x * side - cut.width / 2), round(y * side - cut.height / 2)), cut)
     return photo
-
-
-def knows(model: str) -> str:
-    """What a model can be asked for, in words."""
-    if model not in SMALL:
-        return "any name"
-    return f"one of the {len(stickers())} names of emoji that the small models know, such as cat, red apple, rocket"
-
-
-def ready() -> bool:
-    """Whether the small models are here."""
-    return all(of_project(f"assets/{vlm}").is_dir() for vlm, _, _ in SMALL.values())

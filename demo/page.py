@@ -141,7 +141,9 @@ def build(config: ConfigDict) -> Any:
                         interactive=False, buttons=[], elem_id="board",
                     )  # fmt: skip
                     clear = gr.Button("Take all off", size="sm")
-                shown = gr.Image(label="The picture that is asked about", interactive=False, buttons=[])
+                shown = gr.Image(
+                    label="The picture that is asked about", interactive=False, buttons=[], elem_id="shown"
+                )
                 names = gr.Textbox(label="Names, between commas", placeholder="cat, red apple", elem_id="names")
                 button = gr.Button("Where?", variant="primary", elem_id="ask")
             with gr.Column(scale=2):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import pin_jax
 from input_pipeline.errors import UserError
@@ -107,6 +107,26 @@ def test_it_answers_on_the_grid_whatever_the_name_of_its_form(folder):
     assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(others))
 
 
+def sharded(folder) -> list:
+    """Its weights in two files, as the 2.2B's are published."""
+    whole = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(whole)
+    paths = [folder / f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    for path, own in zip(paths, (names[::2], names[1::2]), strict=True):
+        save_file({name: whole[name] for name in own}, path, metadata={"format": "pt"})
+    places = {name: paths[k % 2].name for k, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return paths
+
+
+def test_shards_are_the_same_weights(folder):
+    whole, _ = pin_jax.load_vlm(folder)
+    sharded(folder)
+    parts, params = pin_jax.load_vlm(folder)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, params)
+
+
 def edited(folder, **entries):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
@@ -126,8 +146,9 @@ def edited(folder, **entries):
             "no vocabulary in it",
         ),
         (lambda f: edited(f, vision_config={"patch_size": 8, "image_size": 64, "num_frames": 8}), "num_frames"),
+        (lambda f: sharded(f)[1].unlink(), "shards missing: model-00002-of-00002.safetensors"),
     ],
-    ids=["idefics2", "shuffle", "norms", "decoder", "image id", "no image token", "no tokenizer", "video"],
+    ids=["idefics2", "shuffle", "norms", "decoder", "image id", "no image token", "no tokenizer", "video", "shard"],
 )
 def test_what_is_wrong_is_a_line(folder, spoil, words):
     spoil(folder)

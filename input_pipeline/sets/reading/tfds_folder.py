@@ -205,9 +205,10 @@ def _write_split(
 
 def _example(row: Mapping[str, Any]) -> bytes:
     """A record as the `Example` that tensorflow-datasets reads."""
-    from tensorflow_datasets.proto import tf_example_pb2  # pyright: ignore[reportMissingImports]
+    from tensorflow_datasets.proto import tf_example_pb2
 
-    example: Any = tf_example_pb2.Example()
+    messages: Any = tf_example_pb2  # made when it is imported: its types do not know it
+    example = messages.Example()
     for key, value in row.items():
         feature = example.features.feature[key]
         if isinstance(value, bytes | str):
