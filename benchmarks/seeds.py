@@ -1,8 +1,9 @@
 """Trains the insert with three seeds on the small VLM and prints the spread.
 
   python benchmarks/seeds.py [--workdir runs/seeds] [--out docs/results/pin_tiny_seeds.json]
+  python benchmarks/seeds.py --config configs/pin_blip2.py --workdir runs/seeds_blip2
 
-Each run is `main.py --config=configs/pin_flamingo.py:tiny --config.seed=S`; one that is done is not done again.
+Each run is `main.py --config=CONFIG --config.seed=S`; one that is done is not done again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ SCORES = ("mIoU", "mIoU_M", "mIoU_L", "P@0.5", "asked_iou", "other_iou", "unpars
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/pin_flamingo.py:tiny")
     parser.add_argument("--workdir", default="runs/seeds")
     parser.add_argument("--out", default="")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -28,7 +30,7 @@ def main() -> None:
     rows = {}
     for seed in options.seeds:
         workdir = pathlib.Path(options.workdir).absolute() / f"seed_{seed}"
-        command = [sys.executable, "main.py", "--config=configs/pin_flamingo.py:tiny", f"--workdir={workdir}"]
+        command = [sys.executable, "main.py", f"--config={options.config}", f"--workdir={workdir}"]
         if not (workdir / "results.json").exists():
             subprocess.run([*command, f"--config.seed={seed}", *overrides], cwd=ROOT, check=True)
         rows[seed] = json.loads((workdir / "results.json").read_text("utf-8"))

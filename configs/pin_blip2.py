@@ -27,8 +27,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     if model == "tiny":
         config = pin.tiny("assets/tiny_blip2")
         # A Q-Former's softmax saturates where psi outgrows the tokens: a small rate, and slowly up to it.
-        config.lr, config.warmup, config.batch_size, config.steps = 2e-4, 100, 16, 1500
-        config.cache_images = 8000
+        config.lr, config.warmup, config.batch_size, config.steps = 2e-4, 100, 16, 3000
+        config.cache_images = 12_000
         return variants.apply(config, chosen, CHOICES)
     config = pin.published()
     config.vlm = BLIP2[model].id  # its parts may run in other dtypes: `published`, as their makers ran them

@@ -16,7 +16,7 @@ def test_it_answers_by_name(tmp_path):
     shipped = vlm.load(ROOT / "assets" / config.name)
     assert isinstance(shipped.model, Blip2)
     knows = recipe.score(config, tmp_path, shipped)
-    assert knows["colour"] > 0.83 and knows["tint"] > 0.65 and knows["pattern"] > 0.9  # 96 of the card's 512 scenes
+    assert knows["colour"] > 0.86 and knows["tint"] > 0.74 and knows["pattern"] > 0.9  # 96 of the card's 512 scenes
 
 
 def test_the_insert_that_ships_tells_it_where_things_are():
@@ -27,8 +27,8 @@ def test_the_insert_that_ships_tells_it_where_things_are():
     rows = evaluate.evaluate(config, shipped, method.inserts(params))[0]
     # As it is it does not know where: no better than the best constant box.
     assert rows["raw"]["mIoU"] < rows["constant"]["mIoU"] + 0.02 and rows["pin"]["unparsed"] < 0.05
-    assert rows["pin"]["mIoU"] > rows["constant"]["mIoU"] + 0.03
-    assert rows["pin"]["asked_iou"] > rows["pin"]["other_iou"] + 0.1  # and it heeds the name
+    assert rows["pin"]["mIoU"] > rows["constant"]["mIoU"] + 0.08
+    assert rows["pin"]["asked_iou"] > rows["pin"]["other_iou"] + 0.2  # and it heeds the name
 
 
 def test_its_files_are_small():
