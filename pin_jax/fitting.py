@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError, reason
 from pin_jax import adapters, train
 from pin_jax.adapters import INSERT
-from pin_jax.runtime import entries, files, optimiser, reporting, sharding
+from pin_jax.runtime import entries, files, reporting, sharding
 from pin_jax.runtime.checkpoints import bound_to
 from pin_jax.runtime.files import AnyPath
 from pin_jax.scoring import figures
@@ -65,7 +65,7 @@ def claim(config: ConfigDict, workdir: AnyPath, vlm: VLM) -> None:
     if lost and config.run == "train" and not steps and (workdir / INSERT).exists():
         raise UserError(f"{path}: {lost}, and {workdir / INSERT} is of another run; choose another --workdir")
     if theirs is not None:
-        entries.refuse_another(workdir, optimiser.OFF | theirs, mine)
+        entries.refuse_another(workdir, train.FORMER | theirs, mine)
     if lost and (config.run == "train" or steps):
         if steps:
             reporting.say(f"{path}: {lost}; written anew from the checkpoint of step {steps[-1]}")

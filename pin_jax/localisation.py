@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import pathlib
@@ -27,9 +28,10 @@ from pin_jax.runtime.processes import workdirs
 from pin_jax.scoring import found as finding
 from pin_jax.scoring.found import Found
 from pin_jax.vlm import VLM, load_vlm, on_grid
+from pin_jax.weights import smolvlm
 
 # Entries of a config that a VLM was read with.
-OF_VLM = ("vlm", "language_model", "vision", "dtype", "grid")
+OF_VLM = ("vlm", "language_model", "vision", "dtype", "grid", "placement")
 
 
 def check_names(vlm: VLM, names: Sequence[str]) -> None:
@@ -335,6 +337,8 @@ def read_vlm(config: ConfigDict, mesh: Mesh) -> VLM:
     pieces = {"language_model": config.language_model, "vision": config.vision} if config.language_model else {}
     rules = sharding.rules(config.rules)
     vlm, _ = load_vlm(config.vlm, config.dtype, mesh, rules, config.remat, config.attention, **pieces)
+    if config.get("placement", "answer") != "answer":
+        vlm = dataclasses.replace(vlm, frame=smolvlm.placed(vlm.model, config.placement))
     return on_grid(vlm, config.grid)
 
 

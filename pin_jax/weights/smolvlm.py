@@ -38,6 +38,7 @@ from pin_jax.weights.convert import Rule, linear, module
 from pin_jax.weights.registry import Published
 
 PARTS = ("vision", "lm")
+PLACEMENTS = ("answer", "request")  # of the prompt
 MODEL_TYPES = ("idefics3", "smolvlm")
 SHAPES = {"256m": SMOLVLM_256M, "500m": SMOLVLM_500M, "2.2b": SMOLVLM_2_2B}
 BY_ID = {model.id: SHAPES[name.removesuffix("_video")] for name, model in published.SMOLVLM.items()}
@@ -184,10 +185,28 @@ def table(config: SmolVLMConfig) -> list[Rule]:
     ]
 
 
-def frame(config: SmolVLMConfig) -> Frame:
-    """The chat frame: the image is the user's turn, and the prompt stands at the start of the assistant's answer."""
+def frame(config: SmolVLMConfig, placement: str = "answer") -> Frame:
+    """The chat frame.
+
+    Args:
+      placement: of the prompt, one of `PLACEMENTS`: at the start of the assistant's `answer`, behind a user's turn that
+        is the image alone, where a language model goes on as in the paper; or as the user's `request`.
+    """
     image = f"{AROUND}{WHOLE}{IMAGE * config.image_places}{AROUND}"
+    if placement == "request":
+        return Frame(prefix=f"<|im_start|>User:{image}", separator=f"{END}\nAssistant:", suffix=END)
     return Frame(prefix=f"<|im_start|>User:{image}{END}\nAssistant: ", suffix=END)
+
+
+def placed(model: Any, placement: str) -> Frame:
+    """The frame of a SmolVLM with its prompt at another place.
+
+    Raises:
+      UserError: another VLM, whose texts have one form.
+    """
+    if not isinstance(model, SmolVLM):
+        raise UserError(f"config.placement {placement!r}: of SmolVLM alone; a {type(model).__name__} has 'answer'")
+    return frame(model.config, placement)
 
 
 def _dtypes(dtype: Any) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 import pin_jax
+from configs import pin_smolvlm
 from input_pipeline.errors import UserError
-from pin_jax import evaluate
+from pin_jax import evaluate, localisation
 from pin_jax.models.interface import Inserts
+from pin_jax.runtime import sharding
 from tests.fixtures import published
 
 PATCHES, SHUFFLE, WIDTH, VISION = 8, 4, 24, 32
@@ -105,6 +107,28 @@ def test_it_answers_on_the_grid_whatever_the_name_of_its_form(folder):
     assert again.identity == vlm.identity
     np.testing.assert_array_equal(again.apply(others, vlm.pixels(images[:1]), ids, mask), logits)
     assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(others))
+
+
+def test_the_prompt_may_be_the_users_request(folder):
+    """As transformers' chat template writes it: the request ends the user's turn, and the answer begins."""
+    config = pin_smolvlm.get_config()
+    config.vlm, config.dtype = str(folder), "float32"
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    before = localisation.read_vlm(config, mesh)
+    config.placement = "request"
+    after = localisation.read_vlm(config, mesh)
+    start, end = "<|im_start|>User:<fake_token_around_image><global-img>", "<end_of_utterance>"
+    image = f"{start}{'<image>' * 4}<fake_token_around_image>"
+    assert after.frame.prompt("Where?") == f"{image}Where?{end}\nAssistant:"
+    assert before.frame.prompt("Where?") == f"{image}{end}\nAssistant: Where?"
+    images = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    options = ConfigDict({"decoder": "grid_greedy", "batch_size": 1, "beams": 1, "new_tokens": 24})
+    for vlm in (before, after):
+        answers = evaluate.locate(vlm, vlm.encode(images), [(0, "cat")], Inserts(), options, "asking")
+        assert answers[0].parsed
+    config.vlm = "assets/tiny_flamingo"
+    with pytest.raises(UserError, match="config.placement 'request': of SmolVLM alone; a Flamingo has 'answer'"):
+        localisation.read_vlm(config, mesh)
 
 
 def sharded(folder) -> list:
