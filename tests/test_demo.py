@@ -74,6 +74,13 @@ def test_hostile_files_are_one_line(tmp_path):
         assert str(caught.value).startswith(f"{name}: ") and str(tmp_path) not in str(caught.value)
 
 
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    large = saved(tmp_path, "large.png", Image.new("1", (9000, 8000)))
+    monkeypatch.setattr(answers, "open_image", lambda path: pytest.fail("it was decoded"))
+    with pytest.raises(UserError, match="large.png: 9000 x 8000 pixels; at most 50,000,000 are taken"):
+        answers.photo_of(large, MOST)
+
+
 @pytest.mark.parametrize(
     ("text", "said"), [(" , ", "no name"), ("a,b,c,d", "4 names: at most 3"), ("x" * 100, "has 100 letters")]
 )
