@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
+
+_LONG = re.compile(r"\S{400,}")  # a word that no one reads
 
 
 class UserError(Exception):
@@ -15,7 +18,9 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, kind: str = "bad input"):
-        super().__init__(" ".join(str(message).split()))
+        text = " ".join(str(message).split())
+        # What a broken file holds may be of any length; a line that quotes it stays one that can be read.
+        super().__init__(_LONG.sub(lambda found: f"{found[0][:200]}...{found[0][-100:]}", text))
         self.kind = kind
 
     def __reduce__(self):  # workers send it to their parent
