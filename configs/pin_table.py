@@ -38,6 +38,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.lr = 1.5e-3
     config.model_rates = ConfigDict({"blip2": 2e-4})  # of single models, where a rate is to differ
     config.rates = ConfigDict()  # of single methods, before those
+    # Rates that every method is tried at first, for a few steps, on scenes (of this seed) that are not the table's;
+    # each then gets its best one. () is none.
+    config.sweep = ConfigDict({"rates": (), "steps": 300, "images": 128, "seed": 2_000_000})
     config.eval_images = 256
     config.overrides = ConfigDict()  # other entries of the models' configs, by their names: {"batch_size": 16}
     config.out = ""  # the workdir; else where the table goes, without .json, .md and .png

@@ -10,6 +10,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from configs.lib import catalogue, schema
 from input_pipeline.errors import UserError
 from pin_jax import evaluate, train
-from pin_jax.programs import pin
+from pin_jax.programs import pin, rates
 from pin_jax.runtime import files, reporting, sharding
 from pin_jax.runtime.entries import listed, refuse_another
 from pin_jax.runtime.files import AnyPath
@@ -135,15 +136,34 @@ def run(config: ConfigDict, workdir: AnyPath) -> None:
     Raises:
       UserError: an unknown model or method; whatever a row's run raises.
     """
-    seeds = [int(seed) for seed in config.seeds]
-    wanted = [(model, seed, method) for seed in seeds for model in listed(config.models)
-              for method in ("", *listed(config.methods))]  # fmt: skip
-    rows = [
-        (row_config(config, model, method, seed), workdir / model / f"seed_{seed}" / (method or FROZEN))
-        for model, seed, method in wanted
-    ]
+    seeds, models, methods = [int(seed) for seed in config.seeds], listed(config.models), listed(config.methods)
+    wanted = [(model, seed, method) for seed in seeds for model in models for method in ("", *methods)]
+
+    def table_rows(chosen: dict[str, dict[str, float]]) -> list[rates.Row]:
+        found = []
+        for model, seed, method in wanted:
+            row = row_config(config, model, method, seed)
+            row.lr = chosen.get(model, {}).get(method, row.lr)
+            found.append((row, workdir / model / f"seed_{seed}" / (method or FROZEN)))
+        return found
+
+    chosen: dict[str, dict[str, float]] = {}
+    if config.sweep.rates:
+        for row, _ in table_rows({}):  # a typo in the table is found before the sweep
+            schema.check(row)
+        tried = rates.rows(config, models, methods, row_config, workdir)
+        run_rows(list(tried.values()), workdir)
+        chosen = rates.best(tried)
+    run_rows(table_rows(chosen), workdir)
+    if jax.process_index() == 0:
+        write(config, workdir, gather(workdir, models, seeds, methods))
+    sharding.barrier("table")
+
+
+def run_rows(rows: Sequence[rates.Row], workdir: AnyPath) -> None:
+    """Runs those of the rows that have no results yet; all are checked before any runs."""
     weights: dict[AnyPath, Any] = {}
-    for row, folder in rows:  # all are checked before any runs
+    for row, folder in rows:
         schema.check(row)
         if has_run(row, folder):
             refuse_other_weights(folder, weights)
@@ -160,17 +180,15 @@ def run(config: ConfigDict, workdir: AnyPath) -> None:
         sharding.barrier("row")  # the others read what the first has written
         refuse_other_weights(folder, weights)
         jax.clear_caches()
-    if jax.process_index() == 0:
-        write(config, workdir, gather(workdir, listed(config.models), seeds, listed(config.methods)))
-    sharding.barrier("table")
 
 
 def gather(workdir: AnyPath, models: list[str], seeds: list[int], methods: list[str]) -> dict[str, Any]:
     """Means over seeds, from the rows' own files.
 
     Returns:
-      {model: {row: {"mIoU", "mIoU_M", "mIoU_L", "std", "unparsed", "parameters", "seconds"}}}; std is that of the mIoU
-      over seeds (of the population); seconds are of training and evaluation, of all frozen rows together for each.
+      {model: {row: {"mIoU", "mIoU_M", "mIoU_L", "std", "unparsed", "parameters", "lr", "seconds"}}}; std is that of the
+      mIoU over seeds (of the population); lr is None where nothing is trained; seconds are of training and evaluation,
+      of all frozen rows together for each.
     """
     table = {}
     for model in models:
@@ -186,6 +204,7 @@ def gather(workdir: AnyPath, models: list[str], seeds: list[int], methods: list[
                 card = read_object(folder / method / "insert.json")
                 seconds = sum(results["seconds"].values())
                 row = results[method] | {"parameters": card["parameters"], "seconds": seconds}
+                row["lr"] = results["config"]["lr"]
                 found.setdefault(method, []).append(row)
         order = [name for name in ORDER if name in found] + [name for name in methods if name not in ORDER]
         table[model] = {name: _mean(found[name]) for name in order}
@@ -202,49 +221,67 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "std": None if mean("mIoU") is None else statistics.pstdev(row["mIoU"] for row in rows),
         "unparsed": mean("unparsed"),
         "parameters": rows[0]["parameters"],
+        "lr": rows[0].get("lr"),
         "seconds": mean("seconds"),
     }
 
 
 def write(config: ConfigDict, workdir: AnyPath, table: dict[str, Any]) -> None:
-    """Prints the table, and writes it as JSON, as Markdown beside the paper's figures, and as a bar chart."""
+    """Prints the table, and writes it as JSON, as Markdown beside the paper's figures, and as a bar chart.
+
+    JSON: {model: {"about": how its rows were made, "rows": as `gather` has them}}. Where config.out names a table that is
+    there, its other models stay in it.
+    """
     out = epath.Path(config.out) if config.out else workdir / "table"
     files.make_folder(out.parent)
     for model, rows in table.items():
         reporting.results_table(model, rows, (*SCORES, "std", "unparsed", "parameters", "seconds"))
-    files.write_json(out.with_suffix(".json"), table)
-    files.write_bytes(out.with_suffix(".md"), markdown(config, table).encode())
+    path = out.with_suffix(".json")
+    kept = read_object(path) if config.out and path.exists() else {}
+    whole = kept | {model: {"about": about(config, model), "rows": rows} for model, rows in table.items()}
+    files.write_json(path, whole)
+    files.write_bytes(out.with_suffix(".md"), markdown(whole).encode())
     bars: Any = {
-        model: {name: (row["mIoU"] or 0, row["std"] or 0) for name, row in rows.items()}
-        for model, rows in table.items()
+        model: {name: (row["mIoU"] or 0, row["std"] or 0) for name, row in own["rows"].items()}
+        for model, own in whole.items()
     }
     figures.bars(out.with_suffix(".png"), bars)
     reporting.say(f"wrote {', '.join(str(out.with_suffix(end)) for end in ('.json', '.md', '.png'))}")
 
 
-def markdown(config: ConfigDict, table: dict[str, Any]) -> str:
+def about(config: ConfigDict, model: str) -> str:
+    """How the rows of a model were made."""
+    rates = f"learning rate {config.model_rates.get(model, config.lr):g}"
+    if config.sweep.rates:
+        tried = ", ".join(f"{rate:g}" for rate in config.sweep.rates)
+        rates = (
+            f"learning rates as in the column lr, of {tried} the best after {config.sweep.steps:,} steps of seed"
+            f" {config.seeds[0]} on {config.sweep.images} other images"
+        )
+    elif config.rates:
+        rates += "".join(f", {rate:g} for {name}" for name, rate in config.rates.items())
+    return (
+        f"Seeds {', '.join(str(seed) for seed in config.seeds)}; {config.model_steps.get(model, config.steps):,} steps a"
+        f" method; {rates}; {config.eval_images} images asked about. {time.strftime('%Y-%m-%d')}, {reporting.devices()},"
+        f" {platform.machine()}."
+    )
+
+
+def markdown(table: dict[str, Any]) -> str:
     """The table beside the paper's, with how it was made."""
 
     def cell(value: float | None, form: str = ".3f") -> str:
         return "-" if value is None else format(value, form)
 
-    seeds = ", ".join(str(seed) for seed in config.seeds)
-    lines = [
-        f"Seeds {seeds}; {config.steps:,} steps a method"
-        + "".join(f" ({steps:,} on {model})" for model, steps in config.model_steps.items() if model in table)
-        + f", learning rate {config.lr:g}"
-        + "".join(f" ({rate:g} on {name})" for name, rate in config.model_rates.items() if name in table)
-        + "".join(f" ({rate:g} for {name})" for name, rate in config.rates.items())
-        + f"; {config.eval_images} images asked about. {time.strftime('%Y-%m-%d')}, {reporting.devices()},"
-        f" {platform.machine()}. Paper: PVOC, other models and data; its figures stand here for their order.",
-    ]
-    for model, rows in table.items():
+    lines = ["Paper: PVOC, other models and data; its figures stand here for their order."]
+    for model, own in table.items():
         paper = PAPER.get(model, {})
-        head = (*SCORES, "std", "unparsed", "parameters", "seconds", "paper mIoU / M / L")
-        lines += ["", f"**{model}**", "", f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
-        for name, row in rows.items():
+        head = (*SCORES, "std", "unparsed", "parameters", "lr", "seconds", "paper mIoU / M / L")
+        lines += ["", f"**{model}**", "", own["about"], ""]
+        lines += [f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+        for name, row in own["rows"].items():
             cells = [cell(row[key]) for key in (*SCORES, "std", "unparsed")]
-            cells += [f"{row['parameters']:,}", cell(row["seconds"], ",.0f")]
+            cells += [f"{row['parameters']:,}", cell(row["lr"], "g"), cell(row["seconds"], ",.0f")]
             cells.append(" / ".join(f"{value:.2f}" for value in paper[name]) if name in paper else "-")
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from pin_jax.runtime import files
 from pin_jax.scoring import figures, inspection
 from pin_jax.scoring.queries import Query
 
-KEYS = {"mIoU", "mIoU_M", "mIoU_L", "std", "unparsed", "parameters", "seconds"}
+KEYS = {"mIoU", "mIoU_M", "mIoU_L", "std", "unparsed", "parameters", "lr", "seconds"}
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def ran(monkeypatch):
         done.append((config.vlm, config.method, config.seed, config.lr, config.steps, config.cache_folder))
         folder.mkdir(parents=True, exist_ok=True)
         value = 0.5 + 0.1 * config.seed + 0.05 * (config.method == "pin")
+        value -= abs(config.lr - {"coop": 0.001, "pin": 0.01}[config.method]) * ("sweep" in str(folder))
         seconds = {"training": 2.0, "evaluation": 1.0}
         extra = {"config": json.loads(config.to_json_best_effort()), "seconds": seconds}
         files.write_json(folder / "results.json", {config.method: scores(value), **extra})
@@ -68,14 +69,14 @@ def test_rows_files_and_going_on(ran, tmp_path):
     assert ("assets/tiny_flamingo", "pin", 0, 1.5e-3, 4, str(tmp_path / "cache")) in ran
     written = json.loads((tmp_path / "table.json").read_text())
     assert set(written) == {"blip2", "flamingo"}
-    for rows in written.values():
+    for rows in (own["rows"] for own in written.values()):
         assert list(rows) == ["raw", "random", "constant", "2_context", "10_context", "coop", "pin"]
         assert all(set(row) == KEYS for row in rows.values())
         assert rows["pin"]["mIoU"] == pytest.approx(0.6) and rows["pin"]["std"] == pytest.approx(0.05)
         assert rows["pin"]["parameters"] == 7 and rows["pin"]["seconds"] == 3 and rows["raw"]["parameters"] == 0
         assert rows["10_context"]["mIoU"] is None
     text = (tmp_path / "table.md").read_text()
-    assert "| pin | 0.600 | 0.300 | 0.700 | 0.050 | 0.000 | 7 | 3 | 0.45 / 0.27 / 0.62 |" in text
+    assert "| pin | 0.600 | 0.300 | 0.700 | 0.050 | 0.000 | 7 | 0.0015 | 3 | 0.45 / 0.27 / 0.62 |" in text
     assert "| 10_context | - |" in text and "0.5 for coop" in text
     assert Image.open(tmp_path / "table.png").width > 500
     ran.clear()
@@ -120,7 +121,38 @@ def test_steps_of_a_single_model(ran, tmp_path):
     table.run(small(model_steps={"blip2": 2}), tmp_path)
     assert {row[4] for row in ran if row[0] == "assets/tiny_blip2" and row[1] != "frozen"} == {2}
     assert {row[4] for row in ran if row[0] == "assets/tiny_flamingo" and row[1] != "frozen"} == {4}
-    assert "4 steps a method (2 on blip2), learning rate 0.0015" in (tmp_path / "table.md").read_text()
+    written = json.loads((tmp_path / "table.json").read_text())
+    assert "2 steps a method; learning rate 0.0002;" in written["blip2"]["about"]
+    assert "4 steps a method; learning rate 0.0015;" in written["flamingo"]["about"]
+
+
+def test_each_method_gets_the_best_rate_of_a_sweep_on_other_scenes(ran, tmp_path):
+    sweep = {"rates": (0.1, 0.001, 0.01), "steps": 2, "images": 3, "seed": 77}
+    config = small(models="blip2", sweep=sweep)
+    table.run(config, tmp_path)
+    tried, rows = ran[:6], [row for row in ran[6:] if row[1] != "frozen"]
+    assert {row[1:5] for row in tried} == {(m, 0, rate, 2) for m in ("coop", "pin") for rate in sweep["rates"]}
+    row = json.loads((tmp_path / "blip2/sweep/pin_0.01/results.json").read_text())["config"]
+    assert (row["eval"]["seed"], row["eval"]["images"]) == (77, 3)
+    assert {(row[1], row[3]) for row in rows} == {("coop", 0.001), ("pin", 0.01)}  # as `ran` scores them
+    written = json.loads((tmp_path / "table.json").read_text())["blip2"]
+    assert written["rows"]["pin"]["lr"] == 0.01 and "of 0.1, 0.001, 0.01 the best after 2 steps" in written["about"]
+    done = len(ran)
+    table.run(config, tmp_path)
+    assert len(ran) == done
+    with pytest.raises(UserError, match="config.sweep.seed 1000000: these are the table's own scenes"):
+        table.run(small(models="blip2", sweep=sweep | {"seed": 1_000_000}), tmp_path / "other")
+
+
+def test_models_that_are_not_run_stay_in_a_table(ran, tmp_path):
+    out = str(tmp_path / "kept")
+    table.run(small(models="flamingo", out=out), tmp_path / "a")
+    before = json.loads((tmp_path / "kept.json").read_text())
+    table.run(small(models="blip2", out=out), tmp_path / "b")
+    after = json.loads((tmp_path / "kept.json").read_text())
+    assert set(after) == {"flamingo", "blip2"} and after["flamingo"] == before["flamingo"]
+    text = (tmp_path / "kept.md").read_text()
+    assert "**blip2**" in text and "**flamingo**" in text
 
 
 @pytest.mark.parametrize(
