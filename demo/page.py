@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib
 import pathlib
 import tempfile
 from typing import Any
@@ -34,10 +35,9 @@ def gradio() -> Any:
       UserError: it is not installed.
     """
     try:
-        import gradio
+        return importlib.import_module("gradio")
     except ImportError as error:
         raise UserError("the web page needs gradio: pip install gradio, or pip install -e '.[demo]'") from error
-    return gradio
 
 
 def run(config: ConfigDict, workdir: Any) -> None:

@@ -229,8 +229,8 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def write(config: ConfigDict, workdir: AnyPath, table: dict[str, Any]) -> None:
     """Prints the table, and writes it as JSON, as Markdown beside the paper's figures, and as a bar chart.
 
-    JSON: {model: {"about": how its rows were made, "rows": as `gather` has them}}. Where config.out names a table that is
-    there, its other models stay in it.
+    JSON: {model: {"about": how its rows were made, "rows": as `gather` has them}}. Where config.out names a table
+    that is there, its other models stay in it.
     """
     out = epath.Path(config.out) if config.out else workdir / "table"
     files.make_folder(out.parent)
@@ -260,10 +260,10 @@ def about(config: ConfigDict, model: str) -> str:
         )
     elif config.rates:
         rates += "".join(f", {rate:g} for {name}" for name, rate in config.rates.items())
+    seeds, steps = ", ".join(str(seed) for seed in config.seeds), config.model_steps.get(model, config.steps)
     return (
-        f"Seeds {', '.join(str(seed) for seed in config.seeds)}; {config.model_steps.get(model, config.steps):,} steps a"
-        f" method; {rates}; {config.eval_images} images asked about. {time.strftime('%Y-%m-%d')}, {reporting.devices()},"
-        f" {platform.machine()}."
+        f"Seeds {seeds}; {steps:,} steps a method; {rates}; {config.eval_images} images asked about."
+        f" {time.strftime('%Y-%m-%d')}, {reporting.devices()}, {platform.machine()}."
     )
 
 

@@ -6,6 +6,7 @@ names, so that the same rules fill the same modules.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import pathlib
 import re
@@ -73,7 +74,7 @@ class File(Mapping[str, np.ndarray]):
 
     def __init__(self, path: str | pathlib.Path):
         try:
-            import gguf
+            gguf: Any = importlib.import_module("gguf")
         except ImportError as error:
             raise UserError(f"{path}: reading GGUF files needs a package: pip install gguf") from error
         self.path = regular(path, "language model", "give a GGUF file")
