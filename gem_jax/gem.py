@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from gem_jax import attention as attention_lib
-from gem_jax import heatmaps, pretrained
+from gem_jax import heatmaps, pretrained, windows
 from gem_jax.pretrained import ImageText
 from input_pipeline.errors import UserError
-from input_pipeline.images import MAX_PIXELS, Picture, listed
+from input_pipeline.images import Picture, listed
 from input_pipeline.images import open_image as picture
 from input_pipeline.text.prompts import article, is_template
 from pin_jax.models.layers import unit_length
@@ -118,8 +118,7 @@ class GEM:
 
     def preprocess(self, images: Sequence[Picture], size: tuple[int, int] | None = None) -> np.ndarray:
         """Pictures of any size -> uint8[B, H, W, 3] of `size` (the model's by default), bicubic, aspect not kept."""
-        height, width = size or self.size
-        return np.stack([np.asarray(picture(i).resize((width, height), Image.Resampling.BICUBIC)) for i in images])
+        return np.stack([windows.resized(picture(image), size or self.size) for image in images])
 
     def _stream(self, params: Any, images: jax.Array, original: bool) -> jax.Array:
         """uint8[B, H, W, 3] -> float[B, N, E] of one stream; what the other alone needs is not computed."""
@@ -250,32 +249,33 @@ class GEM:
           UserError: a picture or a prompt that cannot be taken; windows that are no multiples of the patch, or of more
             than 100 million pixels together.
         """
-        photo, text = picture(image), np.asarray(self.text_features(prompts))
-        if not window:
-            small = np.asarray(self.similarity(self.preprocess([photo]), text, original))[0]
-            return heatmaps.Enlarged(small, (photo.height, photo.width))
-        patch = self.model.config.vision.patch
-        stride, shorter = stride or max(patch, window // 2 // patch * patch), max(shorter, window)
-        if window % patch or stride % patch or window < 0 or stride < 0:
-            raise UserError(f"window {window}, stride {stride}: expected multiples of the model's patch, {patch}")
-        scale = shorter / min(photo.size)
-        height, width = (max(window, round(n * scale / patch) * patch) for n in (photo.height, photo.width))
-        if height * width > MAX_PIXELS:
-            raise UserError(
-                f"shorter {shorter}: the picture would have {width} x {height} pixels; choose a smaller one"
-            )
-        whole = self.preprocess([photo], (height, width))[0]
-        places = [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)]
-        total = np.zeros((len(text), height // patch, width // patch), np.float32)
-        count = np.zeros(total.shape[1:], np.float32)
-        for start in range(0, len(places), self.batch_size):
-            chunk = places[start : start + self.batch_size]
-            crops = np.stack([whole[y : y + window, x : x + window] for y, x in chunk])
-            for (y, x), small in zip(chunk, np.asarray(self.similarity(crops, text, original)), strict=True):
-                at = np.s_[y // patch : (y + window) // patch, x // patch : (x + window) // patch]
-                total[(slice(None), *at)] += small
-                count[at] += 1
-        return heatmaps.Enlarged(total / count, (photo.height, photo.width))
+        cut = self.cut([image], window, stride, shorter)
+        small = self.small_maps(cut, [prompts], original)[0]
+        return heatmaps.Enlarged(np.asarray(small), cut.sizes[0])
+
+    def cut(self, images: Sequence[Picture], window: int = 0, stride: int = 0, shorter: int = 0) -> windows.Windows:
+        """Pictures as the tower takes them; see `large_maps`."""
+        return windows.cut(
+            [picture(image) for image in images], self.size, self.model.config.vision.patch, window, stride, shorter
+        )
+
+    def small_maps(
+        self, cut: windows.Windows, prompts: Sequence[Sequence[str]], original: bool = False
+    ) -> list[jax.Array] | list[np.ndarray]:
+        """Cosines float32[C, rows, columns] of each picture's patches with its own C prompts, before enlargement.
+
+        Whole pictures' maps stay on the device; windows are put together on the host.
+        """
+        most = max(map(len, prompts))
+        known = {tuple(own): np.asarray(self.text_features(own)) for own in {tuple(p): p for p in prompts}.values()}
+        if len(known) == 1:
+            text = next(iter(known.values()))
+        else:
+            rows = [np.pad(known[tuple(own)], [(0, most - len(own)), (0, 0)]) for own in prompts]
+            text = np.stack(rows)[cut.owners]
+        maps = self.similarity(cut.pixels, text, original)
+        found = list(maps) if cut.whole else windows.joined(cut, np.asarray(maps))
+        return [own[: len(asked)] for own, asked in zip(found, prompts, strict=True)]
 
     def locate(
         self, images: Picture | Sequence[Picture], names: Sequence[str], threshold: float = 0.5, **options: Any
@@ -337,8 +337,3 @@ def _checked(prompts: Iterable[str]) -> list[str]:
 def _bucket(n: int) -> int:
     """The power of two that holds n."""
     return 1 << (n - 1).bit_length()
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start so that they cover a side; the last one ends with it."""
-    return sorted({*range(0, length - window, stride), length - window})

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,7 +22,7 @@ from input_pipeline.images import open_image
 from input_pipeline.pasted import cutouts
 from input_pipeline.pasted.scenes import Scenes, scene_config
 from input_pipeline.text.box_codec import BoxCodec, iou
-from pin_jax.runtime import files, reporting
+from pin_jax.runtime import files, reporting, sharding
 from pin_jax.runtime.entries import listed
 from pin_jax.scoring import metrics, photographs
 
@@ -113,7 +114,7 @@ def predict(
 ) -> dict[str, Any]:
     """Heat maps and a segmentation of each picture as PNG, and boxes.json (pixels of the photograph)."""
     found, stems = {}, unique_stems(photos)
-    for path, stem in stems.items():
+    for path, stem in list(stems.items())[jax.process_index() :: jax.process_count()]:
         photo = picture(path)
         maps = gem.large_maps(photo, prompts, **_windows(config))
         places = gem.found(maps, prompts, config.box_threshold)
@@ -130,9 +131,11 @@ def predict(
         figures.segmentation(np.asarray(shown), best, prompts).save(workdir / f"{stem}_segmentation.png")
         found[str(path)] = [{"name": at.name, "box": [round(v, 1) for v in at.box], "score": at.score} for at in places]
         reporting.say(f"wrote {workdir / stem}_heat.png and _segmentation.png")
+    found = dict(sharding.gather_parts(list(found.items()), jax.process_index()))
     about = {"model": config.model, "attention": config.attention, "boxes": found}
     about["files"] = {str(path): stem for path, stem in stems.items()}
-    files.write_json(workdir / "boxes.json", about)
+    if jax.process_index() == 0:
+        files.write_json(workdir / "boxes.json", about)
     return found
 
 
@@ -181,7 +184,7 @@ def _score(
     if kind in ("scenes", "boxes"):
         wanted.append(boxes.Boxes(config.box_threshold))
     scores = loop.evaluate(gem, source, wanted, progress, **_windows(config))
-    if kind == "boxes":
+    if kind == "boxes" and jax.process_index() == 0:
         wanted[0].write(workdir, f"_{name}")
     return scores
 
@@ -210,6 +213,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
                 done += len(source)
                 advance(done)
     table = {name: summary(list(by_seed.values())) for name, by_seed in rows.items()}
+    if jax.process_index() != 0:
+        return {"table": table, "seeds": rows}
     if config.source == "scenes":
         table["constant box"] = {"box mIoU": _constant(config, model, given)}
         image = side_by_side(gems, given)

@@ -13,6 +13,11 @@ if SESSION_CACHE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+# What is left is the compiler's own optimisation, of programs that run once: without it the suite takes two thirds of
+# the time. Products of matrices are not compiled but called, and are as fast. XLA_FLAGS that are given are kept as they
+# are: `XLA_FLAGS=--xla_backend_optimization_level=3` tests the programs that users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 

@@ -6,9 +6,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gem_jax import heatmaps
+from pin_jax.runtime import sharding
 from pin_jax.scoring import coco_files, metrics
 from pin_jax.scoring.queries import Answer
 
@@ -44,11 +46,15 @@ class Boxes:
         self.others += [boxes[[other != own for other in ids]] for own in ids]
 
     def write(self, workdir: pathlib.Path, ending: str) -> None:
-        """Writes the boxes as PIN's are written; see `predictions.write`."""
+        """Writes the boxes as PIN's are written, after `scores`; see `coco_files.write`."""
         coco_files.write(workdir, self.records, [Answer("", box, True) for box in self.found], SIDE, ending)
 
     def scores(self) -> dict[str, Any]:
         """`box mIoU`, and as `box` all that `metrics.summary` has."""
+        rows = list(zip(self.found, self.true, self.others, strict=True))
+        rows = sharding.gather_parts(rows, jax.process_index())  # of all processes
+        self.records = sharding.gather_parts(self.records, jax.process_index())
+        self.found, self.true, self.others = map(list, zip(*rows, strict=True))
         found, true = np.stack(self.found), np.stack(self.true)
         scores = metrics.summary(found, true, self.others, np.ones(len(true), bool), SIDE)
         return {"box mIoU": scores["mIoU"], "box": scores}

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gem_jax import heatmaps
+from gem_jax.evaluation import on_device
+from pin_jax.runtime import sharding
 
 
 def from_masks(rng: np.random.Generator, names: list[str], masks: np.ndarray, each: int = 5) -> list[dict[str, Any]]:
@@ -33,7 +37,7 @@ class Points:
     """
 
     def __init__(self, threshold: float = 0.5):
-        self.threshold, self.count = threshold, 0
+        self.threshold, self.number = threshold, 0
         self.counts: dict[str, np.ndarray] = {}
 
     def prompts(self, record: dict[str, Any]) -> list[str]:
@@ -42,16 +46,37 @@ class Points:
 
     def add(self, record: dict[str, Any], maps: np.ndarray | heatmaps.Enlarged) -> None:
         """Takes these names' cosines float[C, H, W]."""
-        for k, name in enumerate(self.prompts(record)):
-            heat = heatmaps.minmax(maps[k])
-            count = self.counts.setdefault(name, np.zeros(3, np.int64))  # true positive, false positive, miss
-            for row in record["points"]:
-                if row["name"] == name:
-                    hit, yes = heat[row["y"], row["x"]] > self.threshold, row["positive"]
-                    count += (hit and yes, hit and not yes, not hit and yes)
-                    self.count += 1
+        places = np.array([(row["y"], row["x"]) for row in record["points"]])
+        heat = [heatmaps.minmax(maps[k])[places[:, 0], places[:, 1]] for k in range(len(self.prompts(record)))]
+        self._tally(record, np.stack(heat))
+
+    def count(self, record: dict[str, Any], maps: jax.Array | np.ndarray) -> None:
+        """The same from small maps float[C, h, w], enlarged on the device; only the points' values come back."""
+        places = np.array([(row["y"], row["x"]) for row in record["points"]])
+        size = np.asarray(record["image"]).shape[:2] if "size" not in record else record["size"]
+        matrices = (on_device.interpolation(n, m) for n, m in zip(maps.shape[1:], size, strict=True))
+        rooms = [(1 << (n - 1).bit_length()) - n for n in (len(maps), len(places))]  # sizes that were compiled before
+        heat = on_device.heat_at(
+            jnp.pad(jnp.asarray(maps), [(0, rooms[0]), (0, 0), (0, 0)]), *matrices, np.array(size),
+            np.pad(places, [(0, rooms[1]), (0, 0)]),
+        )  # fmt: skip
+        self._tally(record, np.asarray(heat)[:, : len(places)])
+
+    def _tally(self, record: dict[str, Any], heat: np.ndarray) -> None:
+        """heat: float[C, K] of every class at every point."""
+        names = {name: k for k, name in enumerate(self.prompts(record))}
+        for place, row in enumerate(record["points"]):
+            count = self.counts.setdefault(row["name"], np.zeros(3, np.int64))  # true positive, false positive, miss
+            hit, yes = heat[names[row["name"]], place] > self.threshold, row["positive"]
+            count += (hit and yes, hit and not yes, not hit and yes)
+            self.number += 1
 
     def scores(self) -> dict[str, Any]:
         """p-mIoU, the mean over classes of TP / (TP + FP + FN), points of all images counted together; their number."""
-        scores = [tp / (tp + fp + miss) for tp, fp, miss in self.counts.values() if tp + fp + miss]
-        return {"p-mIoU": float(np.mean(scores)) if scores else None, "points": self.count}
+        counts: dict[str, np.ndarray] = {}
+        parts = sharding.gather_parts([(self.number, self.counts)], jax.process_index())
+        for _, own in parts:
+            for name, count in own.items():
+                counts[name] = counts.get(name, 0) + count
+        scores = [tp / (tp + fp + miss) for tp, fp, miss in counts.values() if tp + fp + miss]
+        return {"p-mIoU": float(np.mean(scores)) if scores else None, "points": sum(number for number, _ in parts)}

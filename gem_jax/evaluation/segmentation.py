@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from gem_jax.evaluation import on_device
 from gem_jax.heatmaps import Enlarged
 from input_pipeline.sets.reading.label_maps import BACKGROUND, IGNORE  # noqa: F401 (of a record's labels)
 
@@ -38,8 +40,8 @@ def probabilities(maps: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarra
 class Confusion:
     """Pixels by true and predicted class, int64[n, n], and the IoU that follows."""
 
-    def __init__(self, n: int):
-        self.n, self.counts = n, np.zeros((n, n), np.int64)
+    def __init__(self, n: int, counts: np.ndarray | None = None):
+        self.n, self.counts = n, np.zeros((n, n), np.int64) if counts is None else counts
 
     def add(self, true: np.ndarray, predicted: np.ndarray) -> None:
         """Counts the pixels whose truth is one of the n classes."""
@@ -85,6 +87,9 @@ class Segmentation:
         self.starts = np.cumsum([0, *map(len, own)])[: len(own) + (1 if background else 0)]
         self.without = Confusion(len(self.classes))
         self.swept = [Confusion(len(self.classes) + 1) for _ in self.thresholds]
+        self._on_device = on_device.PixelCounts(
+            len(self.classes), self.thresholds, float(scale), self.starts, len(self.asked)
+        )
 
     def prompts(self, record: dict[str, Any]) -> Sequence[str]:
         """All phrases of all classes, then background's."""
@@ -102,14 +107,25 @@ class Segmentation:
             for threshold, confusion in zip(self.thresholds, self.swept, strict=True):
                 confusion.add(true[rows], np.where(top < threshold, background, anything))
 
+    def count(self, record: dict[str, Any], maps: jax.Array | np.ndarray) -> None:
+        """The same from small maps float[P, h, w], enlarged and counted on the device."""
+        self._on_device.add(maps, labels(record, self.classes, len(self.classes)))
+
     def scores(self) -> dict[str, Any]:
-        """Means over the classes that are true somewhere.
+        """Means over the classes that are true somewhere, in all processes' records.
 
         Returns:
           mIoU: without background: only pixels of a class count, and every pixel is given its best class.
           mIoU_bg: with background as one more class, at the best of the thresholds, which is `threshold`; `sweep` has
           the mIoU_bg of every threshold.
         """
-        sweep = {str(t): c.mean() for t, c in zip(self.thresholds, self.swept, strict=True)}
+        without, swept = self._on_device.read()
+        order = sorted(range(len(self.thresholds)), key=lambda k: self.thresholds[k])
+        whole = Confusion(len(self.classes), without + on_device.summed(self.without.counts))
+        confusions = [
+            Confusion(len(self.classes) + 1, swept[order.index(k)] + on_device.summed(own.counts))
+            for k, own in enumerate(self.swept)
+        ]
+        sweep = {str(t): c.mean() for t, c in zip(self.thresholds, confusions, strict=True)}
         chosen = max(sweep, key=lambda t: -1.0 if (score := sweep[t]) is None else score)
-        return {"mIoU": self.without.mean(), "mIoU_bg": sweep[chosen], "threshold": float(chosen), "sweep": sweep}
+        return {"mIoU": whole.mean(), "mIoU_bg": sweep[chosen], "threshold": float(chosen), "sweep": sweep}

@@ -45,7 +45,11 @@ class NamedScenes:
         return len(self.scenes)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for index in range(len(self.scenes)):
+        return self.part(0, 1)
+
+    def part(self, first: int, step: int) -> Iterator[dict[str, Any]]:
+        """Every `step`-th from the `first` on."""
+        for index in range(first, len(self.scenes), step):
             record = self.scenes[index]
             looks = record["looks"] or [None] * len(record["names"])
             names = [called(name, look) for name, look in zip(record["names"], looks, strict=True)]

@@ -199,9 +199,13 @@ def gather(items: Sequence[Any], mesh: Mesh | None) -> list[Any]:
 
     All processes must ask. Anything that pickle takes.
     """
-    if mesh is None or jax.process_count() == 1:
+    return list(items) if mesh is None else gather_parts(items, process_part(mesh)[0])
+
+
+def gather_parts(items: Sequence[Any], part: int) -> list[Any]:
+    """The same where every process says which part it has; of several with the same part one counts."""
+    if jax.process_count() == 1:
         return list(items)
-    part, _ = process_part(mesh)
     data = np.frombuffer(pickle.dumps(list(items)), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([part, len(data)], np.int32))
     rows = multihost_utils.process_allgather(np.pad(data, (0, sizes[:, 1].max() - len(data))))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gem_jax.evaluation import boxes, figures, loop, points, segmentation, sources
+from gem_jax import windows
+from gem_jax.evaluation import boxes, figures, loop, on_device, points, segmentation, sources
 from gem_jax.heatmaps import Enlarged
 from input_pipeline.errors import UserError
 from input_pipeline.pasted.scenes import SceneConfig, Scenes
@@ -16,12 +17,73 @@ from input_pipeline.sets.bad_records import BadRecordLog
 class Known:
     """Stands for GEM: the maps of an image are given."""
 
+    batch_size = 2
+
     def __init__(self, maps):
         self.given = maps
 
-    def large_maps(self, image, prompts, **options):
-        maps = np.stack([self.given[int(np.asarray(image)[0, 0, 0])][name] for name in prompts]).astype(np.float32)
-        return Enlarged(maps, maps.shape[1:])
+    def cut(self, images, window, stride, shorter):
+        sizes = [image.shape[:2] for image in images]
+        return windows.Windows(np.stack(images), np.arange(len(images)), [], sizes, sizes, whole=True)
+
+    def small_maps(self, cut, prompts, original):
+        return [
+            np.stack([self.given[int(pixels[0, 0, 0])][name] for name in own]).astype(np.float32)
+            for pixels, own in zip(cut.pixels, prompts, strict=True)
+        ]
+
+
+def random_maps(rng, names, shape=(5, 7)):
+    return Enlarged(rng.uniform(0.1, 0.3, (len(names), *shape)).astype(np.float32), (43, 70))
+
+
+@pytest.mark.parametrize("form", ["names", "phrases", "background"])
+def test_the_device_counts_as_numpy_does(form, monkeypatch):
+    # The plain path is the reference: maps at full size on the host, one picture at a time.
+    rng = np.random.default_rng(0)
+    classes = ["cat", "dog", "sky"]
+    said = None if form == "names" else [["cat", "kitten"], ["dog"], ["sky", "cloud", "blue"]]
+    options = (40.0, (0.5, 0.0, 0.3, 0.4), said, ["wall", "floor"] if form == "background" else [])
+    plain, device = (segmentation.Segmentation(classes, *options) for _ in range(2))
+    monkeypatch.setattr(on_device.PixelCounts, "ROOM", 6000)  # read in between
+    for _ in range(4):
+        maps = random_maps(rng, plain.asked)
+        true = rng.choice([0, 1, 2, segmentation.BACKGROUND, segmentation.IGNORE], maps.size)
+        plain.add({"labels": true}, maps)
+        device.count({"labels": true}, maps.small)
+    ours, theirs = device.scores(), plain.scores()
+    assert ours["threshold"] == theirs["threshold"]
+    for key in ("mIoU", "mIoU_bg"):
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-6) and 0 < ours[key] < 1
+    assert ours["sweep"] == pytest.approx(theirs["sweep"], abs=1e-6)
+
+
+def test_points_are_read_on_the_device_as_on_the_host():
+    rng = np.random.default_rng(1)
+    plain, device = points.Points(), points.Points()
+    for _ in range(3):
+        rows = [
+            {"name": str(rng.choice(["cat", "dog", "sky"])), "x": int(rng.integers(70)), "y": int(rng.integers(43)),
+             "positive": bool(rng.integers(2))}
+            for _ in range(21)
+        ]  # fmt: skip
+        record = {"points": rows}
+        maps = random_maps(rng, plain.prompts(record))
+        maps.small[0] *= rng.integers(2)  # one that may be constant
+        plain.add(record, maps)
+        device.count(record | {"size": maps.size}, maps.small)
+    assert device.scores() == plain.scores() and 0 < plain.scores()["p-mIoU"] < 1
+
+
+def test_windows_of_several_pictures_are_put_together():
+    # A map that is a picture's own brightness comes back as that picture's, whatever windows it was seen through.
+    rng = np.random.default_rng(2)
+    photos = [Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)) for size in ((40, 64), (24, 24), (30, 90))]
+    cut = windows.cut(photos, (16, 16), 8, window=16, stride=8, shorter=24)
+    patches = cut.pixels.reshape(len(cut.pixels), 2, 8, 2, 8, 3).mean((2, 4, 5))[:, None]
+    for photo, size, found in zip(photos, cut.grids, windows.joined(cut, patches), strict=True):
+        whole = windows.resized(photo, (8 * size[0], 8 * size[1]))
+        np.testing.assert_allclose(found[0], whole.reshape(size[0], 8, size[1], 8, 3).mean((1, 3, 4)), rtol=1e-6)
 
 
 def image(index: int, shape=(4, 6)) -> np.ndarray:

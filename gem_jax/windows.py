@@ -1,0 +1,86 @@
+"""Pictures as the tower takes them, whole or in sliding windows, and their small maps put together again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from input_pipeline.images import MAX_PIXELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Pictures cut up.
+
+    Attributes:
+      pixels: uint8[n, H, W, 3], the windows of all pictures one after the other.
+      owners: the picture of each. places: where each begins in its picture's grid of patches, row and column.
+      grids: each picture's patches (rows, columns). sizes: each picture's own (height, width) in pixels.
+      whole: every picture is one window.
+    """
+
+    pixels: np.ndarray
+    owners: np.ndarray
+    places: list[tuple[int, int]]
+    grids: list[tuple[int, int]]
+    sizes: list[tuple[int, int]]
+    whole: bool
+
+
+def resized(photo: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """uint8[H, W, 3] of a size, bicubic; the aspect is not kept."""
+    return np.asarray(photo.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def cut(
+    photos: Sequence[Image.Image], size: tuple[int, int], patch: int, window: int = 0, stride: int = 0, shorter: int = 0
+) -> Windows:
+    """Pictures squashed to `size`, or with a `window` cut into squares; see `GEM.large_maps`.
+
+    Raises:
+      UserError: windows that are no multiples of the patch, or of more than 100 million pixels together.
+    """
+    sizes = [(photo.height, photo.width) for photo in photos]
+    if not window:
+        pixels = np.stack([resized(photo, size) for photo in photos])
+        grid = (size[0] // patch, size[1] // patch)
+        return Windows(pixels, np.arange(len(photos)), [(0, 0)] * len(photos), [grid] * len(photos), sizes, whole=True)
+    stride, shorter = stride or max(patch, window // 2 // patch * patch), max(shorter, window)
+    if window % patch or stride % patch or window < 0 or stride < 0:
+        raise UserError(f"window {window}, stride {stride}: expected multiples of the model's patch, {patch}")
+    crops, owners, places, grids = [], [], [], []
+    for owner, photo in enumerate(photos):
+        scale = shorter / min(photo.size)
+        height, width = (max(window, round(n * scale / patch) * patch) for n in (photo.height, photo.width))
+        if height * width > MAX_PIXELS:
+            raise UserError(
+                f"shorter {shorter}: the picture would have {width} x {height} pixels; choose a smaller one"
+            )
+        whole = resized(photo, (height, width))
+        grids.append((height // patch, width // patch))
+        for y in starts(height, window, stride):
+            for x in starts(width, window, stride):
+                crops.append(whole[y : y + window, x : x + window])
+                owners.append(owner)
+                places.append((y // patch, x // patch))
+    return Windows(np.stack(crops), np.array(owners), places, grids, sizes, whole=False)
+
+
+def starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start so that they cover a side; the last one ends with it."""
+    return sorted({*range(0, length - window, stride), length - window})
+
+
+def joined(windows: Windows, maps: np.ndarray) -> list[np.ndarray]:
+    """Maps float32[n, C, h, w] of the windows -> each picture's float32[C, rows, columns]; overlaps are averaged."""
+    totals = [np.zeros((maps.shape[1], *grid), np.float32) for grid in windows.grids]
+    counts = [np.zeros(grid, np.float32) for grid in windows.grids]
+    for owner, (y, x), own in zip(windows.owners, windows.places, maps, strict=True):
+        at = np.s_[y : y + own.shape[1], x : x + own.shape[2]]
+        totals[owner][(slice(None), *at)] += own
+        counts[owner][at] += 1
+    return [total / count for total, count in zip(totals, counts, strict=True)]
