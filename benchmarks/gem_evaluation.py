@@ -77,7 +77,7 @@ def tower(gem: GEM, source: Pictures) -> None:
     """The bare tower on all pictures; these wait ready."""
     for start in range(0, len(source), gem.batch_size):
         pixels = gem.preprocess([r["image"] for r in source.records[start : start + gem.batch_size]])
-        gem._one(gem.model.params, pixels, original=False).block_until_ready()
+        gem._one(gem._params, pixels, original=False).block_until_ready()
 
 
 def plain(gem: GEM, source: Pictures, classes: list[str]) -> dict:

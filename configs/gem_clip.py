@@ -29,7 +29,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model = "assets/tiny_clip" if tiny else "openai/clip-vit-base-patch16"
     config.activation = ""  # quick_gelu or gelu, against what the model's name or config says
     config.dtype = "float32"
-    config.attention = "gem"  # clip, maskclip, clip_surgery, sclip, clearclip, naclip, naclip_log, gem
+    config.attention = "gem"  # clip, maskclip, clip_surgery, sclip, clearclip, naclip, naclip_log, proxyclip, gem
+    # ProxyCLIP's other encoder: DINO or DINOv2, or the small VLM's, which learned without CLIP.
+    config.proxy = "assets/tiny_flamingo" if tiny else "facebook/dino-vitb8"
     config.depth = 7  # the last 6 blocks carry GEM's and CLIP Surgery's second stream
     config.iterations = 1
     config.temperature = 0.0  # 0 is the adaptive one
@@ -58,7 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.point_threshold = 0.5
     config.methods = ("clip", "maskclip", "clip_surgery", "sclip", "clearclip", "naclip", "naclip_log", "gem")
     if tiny:  # its tokens are short (width 128): the adaptive temperature is all but uniform there (docs/gem.md)
-        config.methods += ("gem temperature=10",)
+        config.methods += ("proxyclip", "gem temperature=10")
     # Scenes of what the small CLIP never saw: pairs of name and tint, and backgrounds, kept out of its training.
     config.grid = 16
     config.scenes = ConfigDict(

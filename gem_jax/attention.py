@@ -150,6 +150,38 @@ def gem_by_head(
     return rearrange(out, "(b h) n d -> b n h d", b=v.shape[0])
 
 
+def proxyclip(
+    q,
+    k,
+    v,
+    context: AttentionContext,
+    features: Float[Array, "B M D"] | None = None,
+    grid: tuple[int, int] = (0, 0),
+    beta: float = 1.2,
+    gamma: float = 3.0,
+) -> Float[Array, "B M H d"]:
+    """softmax(A) v with A of another network's features f (Lan et al., ProxyCLIP, ECCV 2024, sec. 3).
+
+    A = gamma (cosine(f_i, f_j) - beta mean(cosine)), per image; entries below 0 are left out. v, of patches alone, is
+    enlarged bilinearly to f's grid, so that the result has f's places and no class token.
+
+    Args:
+      features: f of the image's patches, row by row of `grid`, in any place of the pipeline that has a proxy.
+    """
+    del q, k
+    if features is None:
+        raise ValueError("proxyclip needs the features of a proxy; GEM(..., proxy=...) gives them")
+    wide = jnp.promote_types(v.dtype, jnp.float32)
+    f = unit_length(features.astype(wide))
+    cosine = jnp.einsum("bnd,bmd->bnm", f, f, precision="highest")
+    logits = (cosine - beta * cosine.mean((1, 2), keepdims=True)) * gamma
+    weights = jax.nn.softmax(jnp.where(logits < 0, -jnp.inf, logits))
+    own = rearrange(v[:, context.first :], "b (r c) h d -> b r c (h d)", r=context.grid[0])
+    own = jax.image.resize(own.astype(wide), (len(own), *grid, own.shape[-1]), "linear", antialias=False)
+    out = jnp.einsum("bnm,bmd->bnd", weights, rearrange(own, "b r c d -> b (r c) d"), precision="highest")
+    return rearrange(out, "b n (h d) -> b n h d", h=v.shape[2]).astype(v.dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A row of the table: the attention, how many of the last blocks it works in (None: as GEM's depth says), and what
@@ -169,6 +201,7 @@ ATTENTION_METHODS = {
     "clearclip": Method(clearclip, 1, False, False),
     "naclip": Method(naclip, 1, False, False),
     "naclip_log": Method(functools.partial(naclip, log=True), 1, False, False),
+    "proxyclip": Method(proxyclip, 1, False, False),
     "gem": Method(gem, None, True, False),
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from gem_jax import attention as attention_lib
-from gem_jax import heatmaps, pretrained, windows
+from gem_jax import heatmaps, pretrained, proxies, windows
 from gem_jax.pretrained import ImageText
 from input_pipeline.errors import UserError
 from input_pipeline.images import Picture, listed
@@ -22,6 +25,7 @@ from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import Streams, normalise
 from pin_jax.runtime import reporting
 from pin_jax.scoring.found import Found, draw
+from pin_jax.weights.dino import Encoder
 
 TEMPLATES = ("a photo of a {}.",)
 
@@ -34,6 +38,7 @@ class GEM:
       size: images are resized to this (height, width) before they are looked at; multiples of the patch.
       templates: prompts are put into each (`{}`, or `{article} {}` for a/an) and averaged (prompt ensembling).
       batch_size: images that go through the tower together.
+      proxy: another encoder, whose features ProxyCLIP attends by. cell: pixels along a side of a place of the maps.
     """
 
     def __init__(
@@ -47,8 +52,12 @@ class GEM:
         size: int | tuple[int, int] = 448,
         templates: Sequence[str] = TEMPLATES,
         batch_size: int = 8,
+        proxy: str | pathlib.Path | Encoder | None = None,
     ):
         """See the class, and `attention.method` for depth, iterations, temperature, attention and parts.
+
+        Args:
+          proxy: see `proxies.load`; read where the attention is `proxyclip` alone.
 
         Raises:
           UserError: a setting that cannot be.
@@ -56,8 +65,20 @@ class GEM:
         self.model, self.templates, self.batch_size = model, tuple(templates), batch_size
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         vision = model.config.vision
-        if len(self.size) != 2 or any(side <= 0 or side % vision.patch for side in self.size):
-            raise UserError(f"size {size}: expected multiples of the model's patch, {vision.patch}")
+        self.proxy: Encoder | None = None
+        if attention == "proxyclip":
+            if proxy is None or proxy == "":
+                raise UserError(
+                    "attention proxyclip: needs another encoder; give proxy, such as facebook/dino-vitb8 or"
+                    " assets/tiny_flamingo (config.proxy)"
+                )
+            self.proxy = proxy if isinstance(proxy, Encoder) else proxies.load(proxy, vision.dtype)
+        self.cell = self.proxy.module.config.patch if self.proxy else vision.patch
+        self._step = math.lcm(vision.patch, self.cell)
+        if len(self.size) != 2 or any(side <= 0 or side % self._step for side in self.size):
+            of = "patch" if self.cell == vision.patch else "patch and its proxy's together"
+            raise UserError(f"size {size}: expected multiples of the model's {of}, {self._step}")
+        self._params = {"model": model.params, "proxy": self.proxy.params if self.proxy else {}}
         if not self.templates or not all(map(is_template, self.templates)):
             raise UserError(
                 f"templates {self.templates}: expected one or more texts with {{}} in the name's place, once, and"
@@ -110,11 +131,20 @@ class GEM:
           float[B, N, E] twice, after the projection and before any normalisation; the class token, if the model has
           one, stands first.
         """
-        streams = self._tokens(self.model.params, pixels)
+        streams = self._tokens(self._params, pixels)
         return streams.second, streams.tokens
 
     def _both(self, params: Any, pixels: jax.Array) -> Streams:
-        return self.model.module.apply({"params": params}, pixels, self.stream, method="image_tokens")
+        stream = self.stream
+        if self.proxy:
+            module = self.proxy.module
+            grid = (pixels.shape[1] // self.cell, pixels.shape[2] // self.cell)
+            plain = pixels * jnp.array(self.model.std) + jnp.array(self.model.mean)
+            seen = (plain - jnp.array(self.proxy.mean)) / jnp.array(self.proxy.std)
+            found: Any = module.apply({"params": params["proxy"]}, seen.astype(pixels.dtype))
+            features = found.tokens[:, -grid[0] * grid[1] :]
+            stream = dataclasses.replace(stream, attend=functools.partial(stream.attend, features=features, grid=grid))
+        return self.model.module.apply({"params": params["model"]}, pixels, stream, method="image_tokens")
 
     def preprocess(self, images: Sequence[Picture], size: tuple[int, int] | None = None) -> np.ndarray:
         """Pictures of any size -> uint8[B, H, W, 3] of `size` (the model's by default), bicubic, aspect not kept."""
@@ -138,13 +168,13 @@ class GEM:
         count, texts = len(images), text.shape[-2]
         text = jnp.broadcast_to(jnp.asarray(text), (count, *text.shape[-2:]))
         text = jnp.pad(text, [(0, 0), (0, _bucket(texts) - texts), (0, 0)])
-        patch = self.model.config.vision.patch
+        patch = self.model.config.vision.patch if original else self.cell
         grid, out = (images.shape[1] // patch, images.shape[2] // patch), []
         for start in range(0, count, self.batch_size):
             chunk, own = images[start : start + self.batch_size], text[start : start + self.batch_size]
             room = min(_bucket(len(chunk)), self.batch_size) - len(chunk)
             chunk, own = np.pad(chunk, [(0, room)] + [(0, 0)] * 3), jnp.pad(own, [(0, room), (0, 0), (0, 0)])
-            tokens = self._one(self.model.params, chunk, original=original)
+            tokens = self._one(self._params, chunk, original=original)
             maps = self._similarity(tokens, own, grid=grid)
             out.append(maps[: len(maps) - room, :texts].astype(jnp.promote_types(maps.dtype, jnp.float32)))
         return jnp.concatenate(out)
@@ -256,7 +286,7 @@ class GEM:
     def cut(self, images: Sequence[Picture], window: int = 0, stride: int = 0, shorter: int = 0) -> windows.Windows:
         """Pictures as the tower takes them; see `large_maps`."""
         return windows.cut(
-            [picture(image) for image in images], self.size, self.model.config.vision.patch, window, stride, shorter
+            [picture(image) for image in images], self.size, self._step, window, stride, shorter, self.cell
         )
 
     def small_maps(

@@ -25,7 +25,7 @@ from pin_jax.weights.configs import image_text as image_text_configs
 from pin_jax.weights.configs import sizes
 from pin_jax.weights.configs.entries import ACTIVATIONS, known_names, part, pixel_statistics
 from pin_jax.weights.convert import convert
-from pin_jax.weights.files import Tensors, read_object, resolve
+from pin_jax.weights.files import Tensors, read_object, resolve, short
 from pin_jax.weights.parameters import fill, flatten, read_safetensors
 
 HALF = (0.5, 0.5, 0.5)
@@ -74,14 +74,20 @@ class ImageText:
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> ids int32[C, T], padded on the right; T is 16, 32 or the whole context, so that few shapes compile.
 
+        A text beyond the context is cut before its end token, and a line says so.
+
         Raises:
           UserError: a text with a word that a small model does not know.
         """
         form = self.config.text
         texts = [text.lower() if self.lower else text for text in texts]
         with self._lock:
-            rows = self.tokenizer([text + self.end for text in texts], truncation=True, max_length=form.context,
-                                  add_special_tokens=not self.end)["input_ids"]  # fmt: skip
+            rows = self.tokenizer([text + self.end for text in texts], add_special_tokens=not self.end, verbose=False)
+        rows = [list(row) for row in rows["input_ids"]]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > form.context:  # the last token ends the text: it is what a tower reads
+                reporting.say(f"text {short(text)}: {len(row)} tokens; the tower reads {form.context}, so it is cut")
+                row[form.context - 1 :] = row[-1:]
         tokenizers.refuse_unknown_words(self.tokenizer, texts, rows)
         longest = max(len(row) for row in rows)
         whole = getattr(form, "pool", "") == "last"  # SigLIP reads the last place, padding included

@@ -68,7 +68,7 @@ def build(config: ConfigDict, model: pretrained.ImageText, method: str = "") -> 
     return GEM(
         model, settings["depth"], settings["iterations"], settings["temperature"] or None, attention, settings["parts"],
         size=tuple(size) if isinstance(size, tuple | list) else size, templates=tuple(config.templates),
-        batch_size=config.batch_size,
+        batch_size=config.batch_size, proxy=config.proxy,
     )  # fmt: skip
 
 
@@ -213,6 +213,9 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, model: pretrained.ImageT
                 done += len(source)
                 advance(done)
     table = {name: summary(list(by_seed.values())) for name, by_seed in rows.items()}
+    if config.source != "scenes":  # what is bad in the parts of the other processes
+        bad_records = given[config.source].bad_records
+        bad_records.take(dict(sharding.gather_parts(list(bad_records.lines.items()), jax.process_index())))
     if jax.process_index() != 0:
         return {"table": table, "seeds": rows}
     if config.source == "scenes":

@@ -37,17 +37,28 @@ def resized(photo: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def cut(
-    photos: Sequence[Image.Image], size: tuple[int, int], patch: int, window: int = 0, stride: int = 0, shorter: int = 0
+    photos: Sequence[Image.Image],
+    size: tuple[int, int],
+    patch: int,
+    window: int = 0,
+    stride: int = 0,
+    shorter: int = 0,
+    cell: int = 0,
 ) -> Windows:
     """Pictures squashed to `size`, or with a `window` cut into squares; see `GEM.large_maps`.
+
+    Args:
+      patch: what sides must be multiples of. cell: pixels along a side of a place of the maps, a divisor of it; the
+        patch by default.
 
     Raises:
       UserError: windows that are no multiples of the patch, or of more than 100 million pixels together.
     """
+    cell = cell or patch
     sizes = [(photo.height, photo.width) for photo in photos]
     if not window:
         pixels = np.stack([resized(photo, size) for photo in photos])
-        grid = (size[0] // patch, size[1] // patch)
+        grid = (size[0] // cell, size[1] // cell)
         return Windows(pixels, np.arange(len(photos)), [(0, 0)] * len(photos), [grid] * len(photos), sizes, whole=True)
     stride, shorter = stride or max(patch, window // 2 // patch * patch), max(shorter, window)
     if window % patch or stride % patch or window < 0 or stride < 0:
@@ -61,12 +72,12 @@ def cut(
                 f"shorter {shorter}: the picture would have {width} x {height} pixels; choose a smaller one"
             )
         whole = resized(photo, (height, width))
-        grids.append((height // patch, width // patch))
+        grids.append((height // cell, width // cell))
         for y in starts(height, window, stride):
             for x in starts(width, window, stride):
                 crops.append(whole[y : y + window, x : x + window])
                 owners.append(owner)
-                places.append((y // patch, x // patch))
+                places.append((y // cell, x // cell))
     return Windows(np.stack(crops), np.array(owners), places, grids, sizes, whole=False)
 
 

@@ -261,6 +261,7 @@ GEM: Entries = {
     "activation": one_of(("", *ACTIVATIONS), "against what the model's name or config says"),
     "dtype": one_of(("float32", "bfloat16"), "of the model's computation"),
     "attention": text("the attention function (gem_jax/attention.py)", empty=False),
+    "proxy": text("the encoder that proxyclip attends by: a folder, or a hub id"),
     "depth": whole(2, 257, "depth - 1 of the last blocks carry the second stream"),
     "iterations": whole(0, 100, "of GEM's self-self attention"),
     "temperature": number(0, 1e6, "of GEM's attention; 0 is the adaptive one"),

@@ -124,7 +124,11 @@ class Published:
         return self.limit
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return walk(self.records, self.bad_records, self.limit)
+        return self.part(0, 1)
+
+    def part(self, first: int, step: int) -> Iterator[dict[str, Any]]:
+        """Every `step`-th from the `first` on."""
+        return walk(self.records, self.bad_records, self.limit, first, step)
 
 
 def open_source(config: Any, say: Callable[[str], None], known: Collection[str] = ()) -> Published:

@@ -99,9 +99,15 @@ def good_box(box: Any, width: int, height: int, where: str) -> np.ndarray:
     return np.array([max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)], np.float32)
 
 
-def walk(source: Any, bad_records: BadRecordLog, limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """The good records of a random-access source, or of its first `most`, in order; bad ones go to the bad_records."""
-    for index in range(len(source) if limit is None else limit):
+def walk(
+    source: Any, bad_records: BadRecordLog, limit: int | None = None, first: int = 0, step: int = 1
+) -> Iterator[dict[str, Any]]:
+    """The good records of a random-access source, or of its first `limit`, in order; bad ones go to the bad_records.
+
+    Args:
+      first, step: only every `step`-th from the `first` on.
+    """
+    for index in range(first, len(source) if limit is None else limit, step):
         try:
             record = source[index]
         except UserError as error:

@@ -1,4 +1,4 @@
-"""The vision transformer that the whole project uses: CLIP's and EVA's forms, attention passed in as a function."""
+"""The vision transformer that the whole project uses: CLIP's, EVA's and DINO's forms, attention passed in."""
 
 from __future__ import annotations
 
@@ -87,6 +87,9 @@ class ViTConfig:
       pre_norm: LayerNorm between the embeddings and the first block (CLIP).
       post_norm: LayerNorm on all output tokens (BLIP-2); OpenFlamingo takes them without it.
       antialias: how positions are resized to another image size, see `resize_positions`.
+      registers: learned tokens behind the class token, which have no position (Darcet et al., DINOv2 with registers).
+      layer_scale: what attention and MLP add is multiplied by a learned vector each (DINOv2).
+      gated: the MLP is silu(a) * b of two halves a, b of fc1, which is twice as wide (SwiGLU, DINOv2's giant).
       stem_width: 0 for one linear patch embedding; else the patch is embedded in two steps, 2 x 2 sub-patches of
         this width first (used by the small models only).
       dtype: of the computation; parameters keep their own.
@@ -107,6 +110,9 @@ class ViTConfig:
     pre_norm: bool = True
     post_norm: bool = True
     antialias: bool = True
+    registers: int = 0
+    layer_scale: bool = False
+    gated: bool = False
     stem_width: int = 0
     dtype: Any = None
     attention: str = "xla"
@@ -120,8 +126,8 @@ class ViTConfig:
 
     @property
     def tokens(self) -> int:
-        """Output tokens at the native size, the class token counted."""
-        return self.grid**2 + int(self.class_token)
+        """Output tokens at the native size, class token and registers counted."""
+        return self.grid**2 + int(self.class_token) + self.registers
 
 
 CLIP_L14 = ViTConfig()
@@ -190,14 +196,24 @@ class ViTBlock(nn.Module):
         y = norm(name="norm_1")(x)
         q, k, v = rearrange(dense(3 * config.width, name="qkv")(y), "b n (t h d) -> t b n h d", t=3, h=config.heads)
         out, norm_2 = dense(config.width, name="out"), norm(name="norm_2")
-        fc1, fc2 = dense(config.mlp, name="fc1"), dense(config.width, name="fc2")
+        fc1, fc2 = dense(config.mlp * (2 if config.gated else 1), name="fc1"), dense(config.width, name="fc2")
         context = AttentionContext(y, grid, first)
+        scale_1, scale_2 = (
+            self.param(name, nn.initializers.ones, (config.width,)).astype(y.dtype) if config.layer_scale else 1
+            for name in ("scale_1", "scale_2")
+        )
 
         def attended(attention_fn: AttentionFn) -> Array:
-            return out(rearrange(attention_fn(q, k, v, context=context), "b n h d -> b n (h d)"))
+            return scale_1 * out(rearrange(attention_fn(q, k, v, context=context), "b n h d -> b n (h d)"))
 
         def add_mlp(x: Array) -> Array:
-            return x + fc2(layers.ACTIVATIONS[config.act](fc1(norm_2(x))))
+            hidden = fc1(norm_2(x))
+            if config.gated:
+                gate, hidden = jnp.split(hidden, 2, axis=-1)
+                hidden = jax.nn.silu(gate) * hidden
+            else:
+                hidden = layers.ACTIVATIONS[config.act](hidden)
+            return x + scale_2 * fc2(hidden)
 
         if z is None:
             assert not isinstance(attention_fn, SecondStream)
@@ -247,13 +263,17 @@ class ViT(nn.Module):
             x = rearrange(pixels, "b (h p) (w q) c -> b (h w) (p q c)", p=config.patch, q=config.patch)
             x = x if keep is None else x[:, keep]
         x = dense(config.width, config.patch_bias or bool(config.stem_width), name="patch")(x)
-        table = self.param("positions", nn.initializers.normal(0.02), (config.tokens, config.width))
+        table = self.param("positions", nn.initializers.normal(0.02), (config.tokens - config.registers, config.width))
         positions = resize_positions(table, grid, config.class_token, config.antialias).astype(x.dtype)
         if config.class_token:
             cls = self.param("class_token", nn.initializers.normal(0.02), (config.width,))
             x = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, config.width)), x], 1)
             keep = None if keep is None else jnp.concatenate([jnp.zeros(1, keep.dtype), keep + 1])
         x = x + (positions if keep is None else positions[keep])
+        if config.registers:
+            table = self.param("registers", nn.initializers.normal(0.02), (config.registers, config.width))
+            registers = jnp.broadcast_to(table.astype(x.dtype), (x.shape[0], *table.shape))
+            x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], 1)
         if config.pre_norm:
             x = nn.LayerNorm(epsilon=config.eps, dtype=config.dtype, name="pre_norm")(x)
         if extra_tokens is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.fixtures.golden_files import ROOT
+from tests.fixtures.host_devices import host_devices
 from tests.fixtures.small import write_vlm
 
 
@@ -24,7 +25,7 @@ def test_eight_devices(tmp_path):
     flags = [f"--config=configs/pin_flamingo.py:{variant}", *(f"--config.{k}={v}" for k, v in overrides.items())]
     for devices in (1, 8):
         workdir = tmp_path / f"{devices}"
-        env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        env = {**os.environ, "XLA_FLAGS": host_devices(devices)}
         command = [sys.executable, "main.py", *flags, f"--workdir={workdir}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr[-2000:]

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.fixtures.golden_files import ROOT
+from tests.fixtures.host_devices import host_devices
 from tests.fixtures.small import write_vlm
 
 
@@ -60,7 +61,7 @@ def same(a, b):
 def test_eight_devices(alone, tmp_path):
     """And a trace is written: with JAX on CPUs alone, as a libtpu of another version ends the profiler's process."""
     folder, workdir = alone
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "XLA_FLAGS": host_devices(8), "JAX_PLATFORMS": "cpu"}
     flags = ["--config.profile=(4,5)"]
     subprocess.run([*command(folder, tmp_path / "w"), *flags], cwd=ROOT, check=True, capture_output=True, env=env)
     same(workdir, tmp_path / "w")
@@ -104,13 +105,13 @@ def test_pictures_that_the_devices_do_not_divide_are_filled_up(alone):
         "one, other = (pin.locate(list(images), pin.vlm.names[:3]) for pin in pins)\n"
         "assert one == other and len(one) == 5 and len(one[0]) == 3\n"
     )
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "XLA_FLAGS": host_devices(8), "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program, str(folder)], cwd=ROOT, check=True, env=env)
 
 
 def test_a_batch_that_the_devices_do_not_divide(alone, tmp_path):
     folder, _ = alone
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    env = {**os.environ, "XLA_FLAGS": host_devices(3)}
     done = subprocess.run(command(folder, tmp_path / "w"), cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 1 and "config.batch_size 8 is not a multiple of the 3 devices" in done.stderr
     assert "Traceback" not in done.stderr

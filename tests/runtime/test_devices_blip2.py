@@ -13,6 +13,7 @@ import pytest
 
 from tests.fixtures import tiny_blip2
 from tests.fixtures.golden_files import ROOT
+from tests.fixtures.host_devices import host_devices
 
 # The run, and afterwards: are the frozen weights what they were, and where do they stand?
 PROGRAM = """
@@ -62,7 +63,7 @@ for device in jax.local_devices():
 
 
 def start(folder, workdir, changes, devices=1, process=None) -> subprocess.Popen:
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "XLA_FLAGS": host_devices(devices), "JAX_PLATFORMS": "cpu"}
     env["PYTHONPATH"] = str(ROOT)
     if process is not None:
         address, count, index = process

@@ -13,6 +13,7 @@ import pytest
 from input_pipeline.errors import UserError
 from pin_jax.runtime.processes import launch
 from tests.fixtures.golden_files import ROOT
+from tests.fixtures.host_devices import host_devices
 
 
 def port() -> int:
@@ -43,7 +44,7 @@ def pair(workdir, what: str, named, second=None) -> list[subprocess.Popen]:
     """
     chosen = str(port())
     address = {launch.ADDRESS: f"127.0.0.1:{chosen}"} if named is variables else {"JAX_COORDINATOR_PORT": chosen}
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"} | address
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": host_devices(2)} | address
     command, pipe = [sys.executable, "-m", "tests.fixtures.processes"], subprocess.PIPE
     return [
         subprocess.Popen([*command, str(of), what], cwd=ROOT, env=env | named(i), stdout=pipe, stderr=pipe, text=True)
@@ -82,7 +83,7 @@ def test_sigterm_to_one_saves_one_checkpoint_on_all(tmp_path):
     assert f"saved {step}" in outputs[0]
     # The same command goes on, on one process with other devices: its sum is what four devices would have.
     alone = [sys.executable, "-m", "tests.fixtures.processes", str(tmp_path / "w"), "work"]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": host_devices(4)}
     process = subprocess.Popen(alone, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline().strip() == str(int(step) + 1)
     process.send_signal(signal.SIGTERM)

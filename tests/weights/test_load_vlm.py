@@ -29,6 +29,7 @@ from pin_jax.weights.convert import Rule, convert, linear
 from pin_jax.weights.parameters import flatten
 from tests.fixtures import tiny_blip2
 from tests.fixtures.golden_files import ROOT
+from tests.fixtures.host_devices import host_devices
 
 
 @pytest.fixture(scope="module", params=["opt", "t5"])
@@ -307,7 +308,7 @@ else:
 
 def test_any_mesh_that_divides(tmp_path):
     folder = tiny_blip2.write(tmp_path, "t5")
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "XLA_FLAGS": host_devices(8), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", PROGRAM, folder], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     shares = [float(line) for line in done.stdout.split()]

@@ -1,0 +1,95 @@
+"""GEM on what users bring: long prompts, panoramas, pictures of one row, many names, and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gem_jax import GEM
+from gem_jax.evaluation import loop, segmentation
+from input_pipeline.errors import UserError
+from input_pipeline.pasted.looks import COLOURS
+from pin_jax.runtime.processes import launch
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def gem():
+    return GEM.from_pretrained("assets/tiny_clip", size=160, depth=4)
+
+
+def test_a_long_prompt_is_cut_before_its_end_and_said(gem, capsys):
+    context, end = gem.model.config.text.context, gem.model.config.text.eos
+    ids = gem.model.tokenize(["cat " * 100, "cat"])
+    assert ids.shape == (2, context) and ids[0, -1] == end
+    said = capsys.readouterr().out
+    assert f"101 tokens; the tower reads {context}, so it is cut" in said and said.count("tokens") == 1
+    heat = gem([np.full((40, 40, 3), 90, np.uint8)], [("cat " * 100).strip()], raw=True)
+    assert np.isfinite(np.asarray(heat)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 1), (60, 1200)], ids=str)
+def test_any_form_of_picture(gem, size):
+    photo = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+    assert gem.maps(photo, ["cat", "dog"]).shape == (2, *size)
+    truth = {"image": photo, "labels": np.zeros(size, int)}
+    scores = loop.evaluate(gem, [truth], [segmentation.Segmentation(["cat", "dog"])])
+    assert 0 <= scores["mIoU"] <= 1
+    if min(size) > 1:
+        assert gem.maps(photo, ["cat"], window=160, stride=80).shape == (1, *size)
+
+
+def test_1203_names(gem):
+    names = [f"{colour} {name}" for name in gem.model.names for colour in COLOURS][:1203]
+    rng = np.random.default_rng(0)
+    truth = {"image": rng.integers(0, 255, (90, 130, 3), np.uint8), "labels": rng.integers(0, 1203, (90, 130))}
+    plain = segmentation.Segmentation(names)
+    plain.add(truth, gem.large_maps(truth["image"], names))
+    scores = loop.evaluate(gem, [truth], [segmentation.Segmentation(names)])
+    assert scores["mIoU"] == pytest.approx(plain.scores()["mIoU"], abs=1e-6)
+
+
+def test_a_proxy_s_features_decide_where(gem):
+    with pytest.raises(UserError, match="attention proxyclip: needs another encoder; give proxy"):
+        GEM(gem.model, attention="proxyclip", size=160)
+    proxy = GEM(gem.model, attention="proxyclip", size=160, proxy="assets/tiny_flamingo")
+    photo = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
+    maps = proxy.maps(photo, ["cat", "dog"])
+    assert maps.shape == (2, 120, 200) and np.isfinite(maps).all()
+    assert not np.allclose(maps, GEM(gem.model, attention="maskclip", size=160, depth=4).maps(photo, ["cat", "dog"]))
+    np.testing.assert_allclose(  # plain CLIP's own stream is untouched by it
+        proxy.maps(photo, ["cat"], original=True), gem.maps(photo, ["cat"], original=True), atol=1e-6
+    )
+    assert proxy.maps(photo, ["cat"], window=160, stride=80).shape == (1, 120, 200)
+
+
+def run(workdir, **env: str) -> subprocess.Popen:
+    command = [sys.executable, "main.py", "--config=configs/gem_clip.py:tiny", "--config.methods=('clip','gem')",
+               "--config.eval.images=5", "--config.eval.seeds=(0,)", "--config.eval.nouns=2", f"--workdir={workdir}"]  # fmt: skip
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"} | env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def test_two_processes_share_the_pictures_and_write_once(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    named = [{launch.ADDRESS: address, launch.COUNT: "2", launch.INDEX: str(i)} for i in range(2)]
+    ran = [run(tmp_path / "one"), *(run(tmp_path / "two", **env) for env in named)]
+    told = [process.communicate(timeout=300) for process in ran]
+    assert [process.returncode for process in ran] == [0, 0, 0], told
+    alone, shared = (json.loads((tmp_path / name / "results.json").read_text())["table"] for name in ("one", "two"))
+    for method in ("clip", "gem"):
+        assert shared[method] == pytest.approx(alone[method], abs=1e-5)
+    assert "results.json" in told[1][0] and not told[2][0].strip()  # the second says and writes nothing
+    assert (tmp_path / "two" / "methods.png").stat().st_size > 1000
+    assert Image.open(tmp_path / "two" / "methods.png").width > 100
