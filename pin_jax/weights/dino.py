@@ -1,7 +1,7 @@
 """DINO and DINOv2 (with registers): vision transformers that learned without text, from Hugging Face's folders.
 
-Caron et al., ICCV 2021 (`facebook/dino-vitb8`: model_type `vit`); Oquab et al., 2023 (`facebook/dinov2-base`: `dinov2`);
-Darcet et al., ICLR 2024 (`facebook/dinov2-with-registers-base`: `dinov2_with_registers`).
+Caron et al., ICCV 2021 (`facebook/dino-vitb8`: model_type `vit`); Oquab et al., 2023 (`facebook/dinov2-base`:
+`dinov2`); Darcet et al., ICLR 2024 (`facebook/dinov2-with-registers-base`: `dinov2_with_registers`).
 """
 
 from __future__ import annotations

@@ -73,8 +73,9 @@ def test_a_proxy_s_features_decide_where(gem):
 
 
 def run(workdir, **env: str) -> subprocess.Popen:
-    command = [sys.executable, "main.py", "--config=configs/gem_clip.py:tiny", "--config.methods=('clip','gem')",
-               "--config.eval.images=5", "--config.eval.seeds=(0,)", "--config.eval.nouns=2", f"--workdir={workdir}"]  # fmt: skip
+    few = ["--config.methods=('clip','gem')", "--config.eval.images=5", "--config.eval.seeds=(0,)"]
+    command = [sys.executable, "main.py", "--config=configs/gem_clip.py:tiny", *few, "--config.eval.nouns=2"]
+    command.append(f"--workdir={workdir}")
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"} | env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 

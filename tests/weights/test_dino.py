@@ -9,20 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
 from input_pipeline.errors import UserError
 from pin_jax.models.vit import ViT
 from pin_jax.weights import dino
 from pin_jax.weights.configs import dino as configs
 from pin_jax.weights.parameters import count_parameters
+from tests.fixtures.golden_files import split_weights
 
+NAMES = ("dino_vit", "dino_v2", "dino_v2_swiglu", "dino_v2_registers")
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
-KINDS = {
-    "vit": {"model_type": "vit", **SMALL, "intermediate_size": 40},
-    "dinov2": {"model_type": "dinov2", **SMALL, "mlp_ratio": 2},
-    "swiglu": {"model_type": "dinov2", **SMALL, "mlp_ratio": 2, "use_swiglu_ffn": True},
-    "registers": {"model_type": "dinov2_with_registers", **SMALL, "mlp_ratio": 2, "num_register_tokens": 3},
-}
+V2 = {"model_type": "dinov2", **SMALL, "mlp_ratio": 2}
 # As their makers published them, and the parameters of their towers: transformers' count less head, pooler and mask.
 PUBLISHED = {
     "facebook/dino-vits8": ({"model_type": "vit", "hidden_size": 384, "num_attention_heads": 6, "patch_size": 8,
@@ -30,53 +28,43 @@ PUBLISHED = {
     "facebook/dino-vitb8": ({"model_type": "vit", "patch_size": 8}, 85_807_872),
     "facebook/dino-vitb16": ({"model_type": "vit"}, 85_798_656),
     "facebook/dinov2-small": ({"model_type": "dinov2", "hidden_size": 384, "num_attention_heads": 6, "image_size": 518,
-                               "patch_size": 14}, 22_056_576),
-    "facebook/dinov2-base": ({"model_type": "dinov2", "image_size": 518, "patch_size": 14}, 86_580_480),
+                               "patch_size": 14}, 22_056_192),
+    "facebook/dinov2-base": ({"model_type": "dinov2", "image_size": 518, "patch_size": 14}, 86_579_712),
     "facebook/dinov2-large": ({"model_type": "dinov2", "hidden_size": 1024, "num_hidden_layers": 24,
-                               "num_attention_heads": 16, "image_size": 518, "patch_size": 14}, 304_368_640),
+                               "num_attention_heads": 16, "image_size": 518, "patch_size": 14}, 304_367_616),
     "facebook/dinov2-giant": ({"model_type": "dinov2", "hidden_size": 1536, "num_hidden_layers": 40,
                                "num_attention_heads": 24, "image_size": 518, "patch_size": 14,
-                               "use_swiglu_ffn": True}, 1_136_480_768),
+                               "use_swiglu_ffn": True}, 1_136_479_232),
     "facebook/dinov2-with-registers-base": ({"model_type": "dinov2_with_registers", "image_size": 518,
-                                             "patch_size": 14}, 86_583_552),
+                                             "patch_size": 14}, 86_582_784),
 }  # fmt: skip
 
 
-def reference(kind: str, folder: pathlib.Path, seed: int = 0):
-    """A perturbed model of transformers, saved as its makers save theirs; returns it."""
-    import torch
-    import transformers
+def compare(folder: pathlib.Path, weights: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> None:
+    """Reads the folder and compares tokens."""
+    folder.mkdir()
+    (folder / "config.json").write_text(str(arrays["config"]))
+    safetensors.save_file(
+        {key: np.array(value, order="C") for key, value in weights.items()}, folder / "model.safetensors"
+    )
+    encoder = dino.load(folder)
+    pixels = jnp.asarray(arrays["in/pixels"].transpose(0, 2, 3, 1))
+    ours = encoder.module.apply({"params": encoder.params}, pixels).tokens
+    np.testing.assert_allclose(np.asarray(ours), arrays["out/tokens"], rtol=1e-5, atol=1e-5)
 
-    meta = dict(KINDS[kind])
-    config, model = {
-        "vit": (transformers.ViTConfig, transformers.ViTModel),
-        "dinov2": (transformers.Dinov2Config, transformers.Dinov2Model),
-        "dinov2_with_registers": (transformers.Dinov2WithRegistersConfig, transformers.Dinov2WithRegistersModel),
-    }[meta.pop("model_type")]
-    torch.manual_seed(seed)
-    made = model(config(**meta)).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    made.save_pretrained(folder)
-    return made
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(golden, name, tmp_path):
+    compare(tmp_path / "m", *golden(name))
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("size", [(32, 32), (40, 24)], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_live_transformers(kind, size, tmp_path):
-    import torch
+@pytest.mark.parametrize("size", [(32, 32), (24, 56)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_live_transformers(name, size, tmp_path):
+    from tests.fixtures.golden.make_dino import reference
 
-    made = reference(kind, tmp_path)
-    pixels = np.random.default_rng(1).standard_normal((2, 3, *size)).astype(np.float32)
-    with torch.no_grad():
-        given = {"interpolate_pos_encoding": True} if kind == "vit" else {}
-        theirs = made(torch.tensor(pixels), **given).last_hidden_state.numpy()
-    encoder = dino.load(tmp_path)
-    with jax.default_matmul_precision("highest"):
-        ours = encoder.module.apply({"params": encoder.params}, jnp.asarray(pixels.transpose(0, 2, 3, 1))).tokens
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=1e-5, atol=1e-5)
+    compare(tmp_path / "m", *split_weights(reference(name, seed=7, size=size)))
 
 
 @pytest.mark.torch
@@ -112,14 +100,14 @@ def test_published_sizes(name):
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(change, words, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(KINDS["dinov2"] | change))
+    (tmp_path / "config.json").write_text(json.dumps(V2 | change))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=words):
         dino.load(tmp_path)
 
 
 def test_registers_stand_behind_the_class_token():
-    config = configs.read(KINDS["registers"])
+    config = configs.read(V2 | {"model_type": "dinov2_with_registers", "num_register_tokens": 3})
     vit = ViT(config)
     pixels = jnp.asarray(np.random.default_rng(0).standard_normal((1, 32, 32, 3)), jnp.float32)
     params = vit.init(jax.random.key(0), pixels)["params"]
