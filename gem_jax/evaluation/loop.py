@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, Protocol
 
 import jax
@@ -65,7 +65,7 @@ def evaluate(
         own = list(itertools.islice(records, gem.batch_size))
         return own, gem.cut([record["image"] for record in own], window, stride, shorter) if own else None
 
-    done = 0
+    done, total = 0, len(source) if isinstance(source, Sized) else 2**31
     with prefetched(read) as take:
         while True:
             own, cut = take()
@@ -73,7 +73,7 @@ def evaluate(
                 break
             _score(gem, own, cut, evaluators, original)
             done += len(own)
-            progress(done * parts)
+            progress(min(done * parts, total))
     if not sharding.largest(done):
         bad = getattr(source, "bad_records", None)
         report = f" ({bad.report()})" if bad else ""

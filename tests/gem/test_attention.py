@@ -207,6 +207,7 @@ def test_which_blocks_carry_the_stream():
         "clearclip": 1,
         "naclip": 1,
         "naclip_log": 1,
+        "proxyclip": 1,
         "gem": 6,
     }
     assert method("gem", deep, depth=2).blocks == 1
