@@ -162,7 +162,8 @@ def proxyclip(
 ) -> Float[Array, "B M H d"]:
     """softmax(A) v with A of another network's features f (Lan et al., ProxyCLIP, ECCV 2024, sec. 3).
 
-    A = gamma (cosine(f_i, f_j) - beta mean(cosine)), per image; entries below 0 are left out. v, of patches alone, is
+    A = gamma (cosine(f_i, f_j) - beta mean(cosine)), per image; entries below 0 are left out
+    (all of a row: the patch keeps its own value). v, of patches alone, is
     enlarged bilinearly to f's grid, so that the result has f's places and no class token.
 
     Args:
@@ -175,7 +176,9 @@ def proxyclip(
     f = unit_length(features.astype(wide))
     cosine = jnp.einsum("bnd,bmd->bnm", f, f, precision="highest")
     logits = (cosine - beta * cosine.mean((1, 2), keepdims=True)) * gamma
-    weights = jax.nn.softmax(jnp.where(logits < 0, -jnp.inf, logits))
+    # Features that are all alike leave a patch nothing: it then keeps its own value.
+    hidden = (logits < 0) & ~((logits < 0).all(-1, keepdims=True) & jnp.eye(logits.shape[-1], dtype=bool))
+    weights = jax.nn.softmax(jnp.where(hidden, -jnp.inf, logits))
     own = rearrange(v[:, context.first :], "b (r c) h d -> b r c (h d)", r=context.grid[0])
     own = jax.image.resize(own.astype(wide), (len(own), *grid, own.shape[-1]), "linear", antialias=False)
     out = jnp.einsum("bnm,bmd->bnd", weights, rearrange(own, "b r c d -> b (r c) d"), precision="highest")

@@ -13,10 +13,12 @@ if SESSION_CACHE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# What is left is the compiler's own optimisation, of programs that run once: without it the suite takes two thirds of
-# the time. Products of matrices are not compiled but called, and are as fast. XLA_FLAGS that are given are kept as they
-# are: `XLA_FLAGS=--xla_backend_optimization_level=3` tests the programs that users run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# What is left is the compiler's own optimisation, of programs that run once: without it the suite takes three quarters of
+# the time. Products of matrices are called, not compiled, and are as fast. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests the
+# programs that users run; modules that compute for long are compiled as these are in any case.
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+os.environ.setdefault(QUICK, "1")
+COMPUTE = ("test_shipped", "test_demo", "test_python_api", "test_recipe", "test_diagnose", "test_photographs")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -39,6 +41,13 @@ def pytest_collection_modifyitems(items):
 def pytest_unconfigure():
     if SESSION_CACHE:
         shutil.rmtree(SESSION_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised(request):
+    """Whether this module's programs are optimised; the processes that it starts follow the environment."""
+    long = request.module.__name__.rpartition(".")[2].startswith(COMPUTE)
+    jax.config.update("jax_disable_most_optimizations", not long and os.environ[QUICK] != "0")
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def scenes(pin: PIN, count: int) -> list[dict]:
     return out
 
 
-@pytest.mark.parametrize("name", ["tiny_flamingo", "tiny_blip2"])
+@pytest.mark.parametrize("name", ["tiny_flamingo", pytest.param("tiny_blip2", marks=pytest.mark.heavy)])
 def test_the_small_models_from_loading_to_handing_on(name, tmp_path, monkeypatch):
     """Load by name, locate, draw, the distribution, train, hand on: on both small models."""
     monkeypatch.chdir(tmp_path)  # nothing is found by where a program starts

@@ -299,6 +299,8 @@ class ViT(nn.Module):
             return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), blocks)
 
         def run(streams: Streams, start: int, stop: int, **other: Any) -> Any:
+            if start == stop:  # a scan of no layers would still ask that z keeps its shape
+                return streams
             places = jnp.arange(start, stop)
             return scan(lambda streams, i: (apply(layer(i), streams, **other), None), streams, places)[0]
 

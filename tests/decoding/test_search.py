@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -32,9 +33,23 @@ def scores(vlm, params, pixels, ids, mask, texts) -> np.ndarray:
     """Sum of log p of texts (tuples of ids, of one length) after one prompt, by the whole forward pass."""
     rows = jnp.concatenate([jnp.tile(ids, (len(texts), 1)), jnp.array(texts, jnp.int32)], 1)
     seen = jnp.pad(jnp.tile(mask, (len(texts), 1)), [(0, 0), (0, len(texts[0]))], constant_values=True)
-    logits = vlm.apply({"params": params}, pixels, rows, seen)[:, ids.shape[1] - 1 : -1]
+    logits = logits_of(vlm, params, pixels, rows, seen)[:, ids.shape[1] - 1 : -1]
     log_p = jax.nn.log_softmax(logits.at[..., jnp.array(SUPPRESS)].set(-1e9))
     return np.asarray(jnp.take_along_axis(log_p, rows[:, ids.shape[1] :, None], 2).sum((1, 2)))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one program: op by op the compiler would be called for each
+def logits_of(vlm, params, pixels, ids, mask):
+    return vlm.apply({"params": params}, pixels, ids, mask)
+
+
+def jitted(search_fn, vlm, steps, suppress, **options):
+    """A search as one program of params, vision, ids and mask."""
+
+    def run(params, vision, ids, mask):
+        return search_fn(vlm, params, vision, ids, mask, Inserts(), steps, suppress, **options)
+
+    return jax.jit(run)
 
 
 HEAVY = pytest.mark.heavy
@@ -44,7 +59,7 @@ HEAVY = pytest.mark.heavy
 def test_wide_beams_find_the_best_text(asked, penalty):
     vlm, params, pixels, ids, mask = asked
     vision = vlm.apply({"params": params}, pixels, method="encode")
-    found = search.beam(vlm, params, vision, ids, mask, Inserts(), STEPS, SUPPRESS, beams=27, length_penalty=penalty)
+    found = jitted(search.beam, vlm, STEPS, SUPPRESS, beams=27, length_penalty=penalty)(params, vision, ids, mask)
     for r in range(2):
         prompt = (vlm, params, pixels[r : r + 1], ids[r : r + 1], mask[r : r + 1])
         best = {}
@@ -62,11 +77,11 @@ def test_one_beam_is_greedy_and_greedy_is_the_uncached_loop(asked):
     config = vlm.config
     suppress = (config.image_token, config.pad_token, config.end_token)
     vision = vlm.apply({"params": params}, pixels, method="encode")
-    greedy = search.greedy(vlm, params, vision, ids, mask, Inserts(), 6, suppress)
-    beam = search.beam(vlm, params, vision, ids, mask, Inserts(), 6, suppress, beams=1)
+    greedy = jitted(search.greedy, vlm, 6, suppress)(params, vision, ids, mask)
+    beam = jitted(search.beam, vlm, 6, suppress, beams=1)(params, vision, ids, mask)
     row, seen = ids, mask
     for _ in range(6):
-        logits = vlm.apply({"params": params}, pixels, row, seen)[:, -1]
+        logits = logits_of(vlm, params, pixels, row, seen)[:, -1]
         token = logits.at[:, jnp.array(suppress)].set(-1e9).argmax(-1)[:, None].astype(row.dtype)
         row, seen = jnp.concatenate([row, token], 1), jnp.pad(seen, [(0, 0), (0, 1)], constant_values=True)
     np.testing.assert_array_equal(greedy, row[:, ids.shape[1] :])

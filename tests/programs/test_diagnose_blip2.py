@@ -10,7 +10,7 @@ from pin_jax.programs import pin
 from tests.fixtures import tiny_blip2
 
 
-@pytest.mark.parametrize("kind", ["opt", "t5"])
+@pytest.mark.parametrize("kind", ["opt", pytest.param("t5", marks=pytest.mark.heavy)])
 def test_attention_on_queries_and_name(tmp_path, kind):
     folder = tiny_blip2.write(tmp_path / "vlm", kind)
     pin.run(tiny_blip2.config_for(folder, run="diagnose"), tmp_path / "out")

@@ -96,6 +96,7 @@ def alone(tmp_path_factory):
     return folder, workdir
 
 
+@pytest.mark.heavy  # test_devices has eight devices too, on the Flamingo
 def test_eight_devices(alone, tmp_path):
     folder, workdir = alone
     finish(start(folder, tmp_path / "w", STEPS | {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}}, devices=8))
