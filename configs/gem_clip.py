@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.background = True  # labels:DIR: 0 is background (VOC); False leaves it out (ADE20K, Context)
     config.point_threshold = 0.5
     config.methods = ("clip", "maskclip", "clip_surgery", "sclip", "clearclip", "naclip", "naclip_log", "gem")
-    if tiny:  # its tokens are short (width 128): the adaptive temperature is all but uniform there (docs/gem.md)
+    if tiny:  # a sharper temperature than the adaptive one helps there (docs/gem.md)
         config.methods += ("proxyclip", "gem temperature=10")
     # Scenes of what the small CLIP never saw: pairs of name and tint, and backgrounds, kept out of its training.
     config.grid = 16

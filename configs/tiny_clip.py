@@ -1,11 +1,11 @@
 """How the small CLIP that ships was made: pictures and captions, never positions. Variant `smoke`: minutes.
 
-python main.py --config=configs/tiny_clip.py --workdir=runs/tiny_clip                # under an hour on two free cores
+python main.py --config=configs/tiny_clip.py --workdir=runs/tiny_clip                # half an hour on two free cores
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = {"": "the one that ships, under an hour on two free cores", "smoke": "minutes"}
+VARIANTS = {"": "the one that ships, half an hour on two free cores", "smoke": "minutes"}
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -162,9 +162,9 @@ def proxyclip(
 ) -> Float[Array, "B M H d"]:
     """softmax(A) v with A of another network's features f (Lan et al., ProxyCLIP, ECCV 2024, sec. 3).
 
-    A = gamma (cosine(f_i, f_j) - beta mean(cosine)), per image; entries below 0 are left out
-    (all of a row: the patch keeps its own value). v, of patches alone, is
-    enlarged bilinearly to f's grid, so that the result has f's places and no class token.
+    A = gamma (cosine(f_i, f_j) - beta mean(cosine)), per image; entries below 0 are left out (all of a row: the patch
+    keeps its own value). v, of patches alone, is enlarged bilinearly to f's grid, so that the result has f's places and
+    no class token.
 
     Args:
       features: f of the image's patches, row by row of `grid`, in any place of the pipeline that has a proxy.

@@ -63,7 +63,7 @@ class GEM:
           UserError: a setting that cannot be.
         """
         self.model, self.templates, self.batch_size = model, tuple(templates), batch_size
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)  # pyright: ignore[reportAttributeAccessIssue]
         vision = model.config.vision
         self.proxy: Encoder | None = None
         if attention == "proxyclip":

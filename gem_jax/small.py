@@ -156,6 +156,7 @@ def card(config: ConfigDict, model: pretrained.ImageText, knows: dict[str, Any])
     total = sum(phase["images"] for phase in config.phases)
     rows = "\n".join(f"| {name} | {share:.3f} |" for name, share in knows.items())
     chance = 1 / max(len(model.names), 1)
+    layers = f"{vision.depth} layers of {vision.heads} heads"
     return f"""# Model card: the small CLIP
 
 An image-text model of {size / 1e6:.1f} million parameters (float32) that learned from pictures of pasted scenes
@@ -163,7 +164,7 @@ and their captions, by contrast and from nothing else. It is what GEM is tried o
 
 | | |
 |---|---|
-| image | ViT, {vision.image_size} px, patch {vision.patch}, width {vision.width}, {vision.depth} layers, class token |
+| image | ViT, {vision.image_size} px, patch {vision.patch}, width {vision.width}, {layers}, class token |
 | text | width {text.width}, {text.depth} layers, {text.context} tokens, a vocabulary of {text.vocab} words and names |
 | shared space | {model.config.embed} |
 

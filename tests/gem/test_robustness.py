@@ -64,6 +64,8 @@ def test_a_proxy_s_features_decide_where(gem):
         GEM(gem.model, attention="proxyclip", size=160)
     proxy = GEM(gem.model, attention="proxyclip", size=160, templates=SAID, proxy="assets/tiny_flamingo")
     photo = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
+    photo[:, 100:] = photo[:, 100:] // 4 + 180  # two parts, whose features differ
+    photo[:, :100, 1:] //= 4
     maps = proxy.maps(photo, ["cat", "dog"])
     assert maps.shape == (2, 120, 200) and np.isfinite(maps).all()
     values = GEM(gem.model, attention="maskclip", size=160, depth=4, templates=SAID)

@@ -110,7 +110,7 @@ NAN, INFINITE = float("nan"), float("inf")
         (tiny_clip, {"vision.depth": -1}, "config.vision.depth -1"),
         (tiny_clip, {"vision.act": "foo"}, "config.vision.act 'foo': expected one of quick_gelu"),
         (tiny_clip, {"vision.patch": 7}, "config.vision.image_size 160: patch 7 does not divide it"),
-        (tiny_clip, {"vision.heads": 3}, "config.vision: 3 heads do not divide the width, 128"),
+        (tiny_clip, {"vision.heads": 5}, "config.vision: 5 heads do not divide the width, 192"),
         (tiny_clip, {"grid": 7}, "config.vision.image_size 160: grid 7 does not divide it"),
         (prepare, {"threads": 0}, "config.threads 0"),
         (prepare, {"exclude": (1,)}, r"config.exclude \(1,\)"),
