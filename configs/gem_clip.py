@@ -39,6 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Images are squashed to it: a side, or (height, width); 0 is the model's own.
     config.size = config_dict.FieldReference(160 if tiny else 448, field_type=object)
     config.templates = ("A photo of {article} {}.",) if tiny else ("a photo of a {}.",)
+    config.prompt_set = ""  # openai_80 or openai_7, in the place of config.templates
     config.batch_size = 8
     # Sliding windows for large images: side and stride in pixels, and the shorter side after resizing; 0 is off.
     config.window, config.stride, config.shorter = 0, 0, 0

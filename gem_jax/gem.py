@@ -20,6 +20,7 @@ from gem_jax.pretrained import ImageText
 from input_pipeline.errors import UserError
 from input_pipeline.images import Picture, listed
 from input_pipeline.images import open_image as picture
+from input_pipeline.text.prompt_sets import PROMPT_SETS
 from input_pipeline.text.prompts import article, is_template
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import Streams, normalise
@@ -36,7 +37,8 @@ class GEM:
     Attributes:
       model: the frozen model. stream: the attention function and its second stream.
       size: images are resized to this (height, width) before they are looked at; multiples of the patch.
-      templates: prompts are put into each (`{}`, or `{article} {}` for a/an) and averaged (prompt ensembling).
+      templates: prompts are put into each (`{}`, or `{article} {}` for a/an) and averaged (prompt ensembling);
+        or the name of a set, `openai_80` or `openai_7`.
       batch_size: images that go through the tower together.
       proxy: another encoder, whose features ProxyCLIP attends by. cell: pixels along a side of a place of the maps.
     """
@@ -50,7 +52,7 @@ class GEM:
         attention: str = "gem",
         parts: str = "qkv",
         size: int | tuple[int, int] = 448,
-        templates: Sequence[str] = TEMPLATES,
+        templates: str | Sequence[str] = TEMPLATES,
         batch_size: int = 8,
         proxy: str | pathlib.Path | Encoder | None = None,
     ):
@@ -62,6 +64,10 @@ class GEM:
         Raises:
           UserError: a setting that cannot be.
         """
+        if isinstance(templates, str):
+            if templates not in PROMPT_SETS:
+                raise UserError(f"templates {templates!r}: expected one of {', '.join(PROMPT_SETS)}, or texts")
+            templates = PROMPT_SETS[templates]
         self.model, self.templates, self.batch_size = model, tuple(templates), batch_size
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)  # pyright: ignore[reportAttributeAccessIssue]
         vision = model.config.vision

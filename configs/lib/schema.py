@@ -31,6 +31,7 @@ from configs.lib.entry import (
 )  # fmt: skip
 from input_pipeline.errors import UserError
 from input_pipeline.files import shortened
+from input_pipeline.text.prompt_sets import PROMPT_SETS
 from input_pipeline.text.prompts import is_template
 
 # program -> what config.run may name; the first is what its configs run
@@ -270,6 +271,7 @@ GEM: Entries = {
         whole(1, 8192, "images are squashed to it: a side, or (height, width); 0 is the model's own", also=(0,)),
         several(whole(1, 8192, ""), "", 2, 2),
     ),
+    "prompt_set": one_of(("", *PROMPT_SETS), "a published set of templates, in the place of config.templates"),
     "templates": several(
         Entry("a text with one {} for the name, and {article} for a or an if wanted", "", is_template),
         "what a name is put into", 1, 1000,
