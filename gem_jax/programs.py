@@ -67,8 +67,8 @@ def build(config: ConfigDict, model: pretrained.ImageText, method: str = "") -> 
             ) from error
     return GEM(
         model, settings["depth"], settings["iterations"], settings["temperature"] or None, attention, settings["parts"],
-        size=tuple(size) if isinstance(size, tuple | list) else size, templates=config.prompt_set or tuple(config.templates),
-        batch_size=config.batch_size, proxy=config.proxy,
+        size=tuple(size) if isinstance(size, tuple | list) else size,
+        templates=config.prompt_set or tuple(config.templates), batch_size=config.batch_size, proxy=config.proxy,
     )  # fmt: skip
 
 

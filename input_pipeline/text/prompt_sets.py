@@ -1,4 +1,4 @@
-"""Named sets of prompts: the 80 of CLIP's authors for ImageNet (Radford et al., ICML 2021), and the 7 that they kept."""
+"""Named sets of prompts: the 80 of CLIP's authors for ImageNet (Radford et al., ICML 2021), and the 7 they kept."""
 
 from __future__ import annotations
 
