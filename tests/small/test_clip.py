@@ -31,7 +31,9 @@ from tests.fixtures.tiny import random_params
 def folder(tmp_path_factory) -> pathlib.Path:
     """A small CLIP's folder with random weights, cut to one layer and 32 px."""
     config = tiny_clip.get_config()
-    config.vision.update({"depth": 2, "image_size": 32, "patch": 8, "width": 16, "mlp": 32, "stem_width": 0})
+    config.vision.update(
+        {"depth": 2, "image_size": 32, "patch": 8, "width": 16, "heads": 2, "mlp": 32, "stem_width": 0}
+    )
     config.text.update({"depth": 1, "width": 16, "mlp": 32})
     config.embed, config.grid = 16, 8
     module, tokenizer, names, _ = program.build(config)

@@ -269,7 +269,7 @@ def test_published_size(name):
     size = config.vision.image_size
     pixels, ids = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32), jax.ShapeDtypeStruct((3, 77), jnp.int32)
     params = {"params": pretrained.skeleton(CLIP(config))}
-    for name in ATTENTION_METHODS:
+    for name in ATTENTION_METHODS.keys() - {"proxyclip"}:  # whose places are those of another encoder
         stream = method(name, config.vision)
 
         def tokens(params, pixels, stream=stream):

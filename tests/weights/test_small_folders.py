@@ -82,7 +82,7 @@ def test_the_other_entries(small, change, words):
 def test_parts_that_do_not_fit_each_other(small):
     folder, load = small
     meta = json.loads((folder / "config.json").read_text())
-    cases = (("vision", "heads", 3), ("vision", "act", "foo"), ("vision", "surprise", 1), ("vision", "depth", 100_000))
+    cases = (("vision", "heads", 5), ("vision", "act", "foo"), ("vision", "surprise", 1), ("vision", "depth", 100_000))
     for part, name, value in cases:  # as many layers as no model has would be laid out for hours
         odd = json.loads(json.dumps(meta))
         odd["model"][part][name] = value
