@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.errors import UserError
-from pin_jax.models.vit import ViT, ViTConfig
+from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViT, ViTConfig
 from pin_jax.weights import dino
 from pin_jax.weights.configs import sizes
-from pin_jax.weights.configs.entries import part
+from pin_jax.weights.configs.entries import part, pixel_statistics
 from pin_jax.weights.dino import Encoder
 from pin_jax.weights.files import read_object, resolve
 from pin_jax.weights.parameters import fill, read_safetensors
@@ -38,5 +38,5 @@ def load(source: str | pathlib.Path, dtype: Any = None) -> Encoder:
     if not own:
         raise UserError(f"proxy {source}: no vision encoder in it; give a DINO, DINOv2 or one of the small VLMs")
     params = fill(dino.skeleton(config, str(path)), own, str(folder))
-    mean, std = (tuple(meta[name]) for name in ("image_mean", "image_std"))
+    mean, std = pixel_statistics(meta.get("image_mean"), meta.get("image_std"), (CLIP_MEAN, CLIP_STD), str(path))
     return Encoder(ViT(config), jax.tree.map(jnp.asarray, params), mean, std)

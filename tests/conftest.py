@@ -13,9 +13,9 @@ if SESSION_CACHE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# What is left is the compiler's own optimisation, of programs that run once: without it the suite takes three quarters
-# of the time. Products of matrices are called, not compiled, and are as fast. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests
-# the programs that users run; modules that compute for long are compiled as these are in any case.
+# What is left is the compiler's own optimisation, of programs that run once: without it they compile in three fifths of
+# the time. Products of matrices are called, not compiled, and are as fast. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests the
+# programs that users run; modules that compute for long are compiled as these are in any case.
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ.setdefault(QUICK, "1")
 COMPUTE = ("test_shipped", "test_demo", "test_python_api", "test_recipe", "test_diagnose", "test_photographs")

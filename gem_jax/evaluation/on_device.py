@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gem_jax import heatmaps
+from pin_jax.runtime import sharding
 
 STEP = 64  # pixels
 STRIP = 2**23  # bytes of the enlarged maps that are there at a time: what a core's cache holds, nearly
@@ -168,10 +169,4 @@ class PixelCounts:
 
 def summed(counts: np.ndarray) -> np.ndarray:
     """int64 counts of all processes together; every process must call it."""
-    if jax.process_count() == 1:
-        return counts
-    from jax.experimental import multihost_utils
-
-    halves = np.stack([counts & 0x7FFFFFFF, counts >> 31]).astype(np.int32)  # JAX has no int64 by default
-    low, high = np.asarray(multihost_utils.process_allgather(halves)).astype(np.int64).sum(0)
-    return low + (high << 31)
+    return np.sum(sharding.gather_parts([counts], jax.process_index()), 0)

@@ -53,7 +53,7 @@ class Points:
     def count(self, record: dict[str, Any], maps: jax.Array | np.ndarray) -> None:
         """The same from small maps float[C, h, w], enlarged on the device; only the points' values come back."""
         places = np.array([(row["y"], row["x"]) for row in record["points"]])
-        size = np.asarray(record["image"]).shape[:2] if "size" not in record else record["size"]
+        size = record["size"]
         matrices = (on_device.interpolation(n, m) for n, m in zip(maps.shape[1:], size, strict=True))
         rooms = [(1 << (n - 1).bit_length()) - n for n in (len(maps), len(places))]  # sizes that were compiled before
         heat = on_device.heat_at(

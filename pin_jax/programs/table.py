@@ -251,18 +251,18 @@ def write(config: ConfigDict, workdir: AnyPath, table: dict[str, Any]) -> None:
 
 def about(config: ConfigDict, model: str) -> str:
     """How the rows of a model were made."""
-    rates = f"learning rate {config.model_rates.get(model, config.lr):g}"
+    said = f"learning rate {config.model_rates.get(model, config.lr):g}"
     if config.sweep.rates:
         tried = ", ".join(f"{rate:g}" for rate in config.sweep.rates)
-        rates = (
+        said = (
             f"learning rates as in the column lr, of {tried} the best after {config.sweep.steps:,} steps of seed"
             f" {config.seeds[0]} on {config.sweep.images} other images"
         )
     elif config.rates:
-        rates += "".join(f", {rate:g} for {name}" for name, rate in config.rates.items())
+        said += "".join(f", {rate:g} for {name}" for name, rate in config.rates.items())
     seeds, steps = ", ".join(str(seed) for seed in config.seeds), config.model_steps.get(model, config.steps)
     return (
-        f"Seeds {seeds}; {steps:,} steps a method; {rates}; {config.eval_images} images asked about."
+        f"Seeds {seeds}; {steps:,} steps a method; {said}; {config.eval_images} images asked about."
         f" {time.strftime('%Y-%m-%d')}, {reporting.devices()}, {platform.machine()}."
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gem_jax import GEM
+from gem_jax import GEM, proxies
 from gem_jax.evaluation import loop, segmentation
 from input_pipeline.errors import UserError
 from input_pipeline.pasted.looks import COLOURS
@@ -74,6 +75,27 @@ def test_a_proxy_s_features_decide_where(gem):
         proxy.maps(photo, ["cat"], original=True), gem.maps(photo, ["cat"], original=True), atol=1e-6
     )
     assert proxy.maps(photo, ["cat"], window=160, stride=80).shape == (1, 120, 200)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_mean": [0.5, 0.5]}, "mean of the pixels is"),
+        ({"model": None}, "model is None"),
+        ({"model": {"vision": None}}, "vision"),
+        ({"model": {"tower": {}}}, "vision"),
+        ({"image_mean": None}, ""),  # null is the default of its kind
+    ],
+)
+def test_a_proxy_s_folder_is_read_or_refused_in_a_line(change, words, tmp_path):
+    folder = shutil.copytree(ROOT / "assets" / "tiny_blip2", tmp_path / "m")
+    meta = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(meta))
+    if not words:
+        assert tuple(proxies.load(folder).mean) == tuple(proxies.load(ROOT / "assets" / "tiny_flamingo").mean)
+        return
+    with pytest.raises(UserError, match=words):
+        proxies.load(folder)
 
 
 def run(workdir, **env: str) -> subprocess.Popen:
