@@ -97,6 +97,7 @@ def test_published_sizes(name):
         ({"qkv_bias": False}, "qkv_bias is False, but only True is computed here"),
         ({"window_size": 7}, "'window_size' \\(7\\) is not known here and may change what is computed"),
         ({"hidden_size": 25}, "width"),
+        ({"hidden_size": None}, "hidden_size is None, expected a whole number"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(change, words, tmp_path):
@@ -104,6 +105,13 @@ def test_what_is_not_understood_is_refused_by_name(change, words, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=words):
         dino.load(tmp_path)
+
+
+def test_a_tensor_that_is_missing_or_renamed_is_listed(golden, tmp_path):
+    weights, arrays = golden("dino_v2")
+    weights["encoder.layer.1.norm3.weight"] = weights.pop("encoder.layer.1.norm2.weight")
+    with pytest.raises(UserError, match=r"no place for: encoder\.layer\.1\.norm3\.weight; .*blocks/norm_2/scale .*1"):
+        compare(tmp_path / "m", weights, arrays)
 
 
 def test_registers_stand_behind_the_class_token():
