@@ -1,20 +1,21 @@
 """GEM on a frozen CLIP. Variants: none, a published CLIP; `tiny`, the small CLIP that ships, all methods evaluated.
-`eval=SET` evaluates on a published set (docs/data.md).
+`eval=SET` evaluates on a published set (docs/data.md), `protocol=gem`, `sclip` or `proxyclip` as its authors do.
 
 python main.py --config=configs/gem_clip.py --config.image=photo.jpg --config.prompts='cat,remote control' --workdir=out
 python main.py --config=configs/gem_clip.py:tiny --workdir=out
 python main.py --config=configs/gem_clip.py:eval=voc --config.data_dir=VOCdevkit --workdir=out
+python main.py --config=configs/gem_clip.py:eval=voc,protocol=proxyclip --config.data_dir=VOCdevkit --workdir=out
 """
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.lib import variants
+from configs.lib import protocols, variants
 
 VARIANTS = {
     "": "a published CLIP, on one's own pictures or a published set",
     "tiny": "the small CLIP that ships, all methods evaluated",
 }
-CHOICES = {"eval": variants.evaluate_maps}
+CHOICES = {"eval": variants.evaluate_maps, "protocol": protocols.follow}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -29,9 +30,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model = "assets/tiny_clip" if tiny else "openai/clip-vit-base-patch16"
     config.activation = ""  # quick_gelu or gelu, against what the model's name or config says
     config.dtype = "float32"
-    config.attention = "gem"  # clip, maskclip, clip_surgery, sclip, clearclip, naclip, naclip_log, proxyclip, gem
-    # ProxyCLIP's other encoder: DINO or DINOv2, or the small VLM's, which learned without CLIP.
+    # clip, maskclip, clip_surgery, sclip, clearclip, naclip, naclip_log, proxyclip, corrclip, gem
+    config.attention = "gem"
+    # The other encoder of ProxyCLIP and CorrCLIP: DINO or DINOv2, or the small VLM's, which learned without CLIP.
     config.proxy = "assets/tiny_flamingo" if tiny else "facebook/dino-vitb8"
+    config.regions = "slic"  # or a folder of masks, NAME.png or NAME.npz: corrclip keeps to them, and refine=regions
+    config.merge = 0.8  # corrclip's regions are one from this cosine on; 2 merges none
+    config.refine = ""  # of the maps at the end: pamr or regions
     config.depth = 7  # the last 6 blocks carry GEM's and CLIP Surgery's second stream
     config.iterations = 1
     config.temperature = 0.0  # 0 is the adaptive one
@@ -43,6 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.batch_size = 8
     # Sliding windows for large images: side and stride in pixels, and the shorter side after resizing; 0 is off.
     config.window, config.stride, config.shorter = 0, 0, 0
+    config.stitch = False  # a picture's windows share the last block's attention (OV-Stitcher)
 
     # Prediction on one's own pictures (a comma between several).
     config.image = ""
@@ -58,10 +64,13 @@ def get_config(variant: str = "") -> ConfigDict:
     variants.data(config)
     variants.select(config)  # of sets of boxes
     config.background = True  # labels:DIR: 0 is background (VOC); False leaves it out (ADE20K, Context)
+    config.thresholds = ()  # of the background's probability; () sweeps, and reports the best
+    config.logit_scale = 0.0  # of the cosines there; 0 is the model's own
+    config.smallest_area = 0.0  # share of the classes' pixels up to which a class is given up in a picture
     config.point_threshold = 0.5
     config.methods = ("clip", "maskclip", "clip_surgery", "sclip", "clearclip", "naclip", "naclip_log", "gem")
     if tiny:  # a sharper temperature than the adaptive one helps there (docs/gem.md)
-        config.methods += ("proxyclip", "gem temperature=10")
+        config.methods += ("proxyclip", "corrclip", "gem temperature=10", "gem refine=pamr")
     # Scenes of what the small CLIP never saw: pairs of name and tint, and backgrounds, kept out of its training.
     config.grid = 16
     config.scenes = ConfigDict(

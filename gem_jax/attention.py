@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from gem_jax.regions import merged
 from input_pipeline.errors import UserError
 from pin_jax.models import attention
 from pin_jax.models.layers import unit_length
@@ -170,17 +171,57 @@ def proxyclip(
       features: f of the image's patches, row by row of `grid`, in any place of the pipeline that has a proxy.
     """
     del q, k
-    if features is None:
-        raise ValueError("proxyclip needs the features of a proxy; GEM(..., proxy=...) gives them")
-    wide = jnp.promote_types(v.dtype, jnp.float32)
-    f = unit_length(features.astype(wide))
-    cosine = jnp.einsum("bnd,bmd->bnm", f, f, precision="highest")
+    cosine = _cosines(features, v)
     logits = (cosine - beta * cosine.mean((1, 2), keepdims=True)) * gamma
     # Features that are all alike leave a patch nothing: it then keeps its own value.
     hidden = (logits < 0) & ~((logits < 0).all(-1, keepdims=True) & jnp.eye(logits.shape[-1], dtype=bool))
-    weights = jax.nn.softmax(jnp.where(hidden, -jnp.inf, logits))
+    return _at_places(jax.nn.softmax(jnp.where(hidden, -jnp.inf, logits)), v, context, grid)
+
+
+def corrclip(
+    q,
+    k,
+    v,
+    context: AttentionContext,
+    features: Float[Array, "B M D"] | None = None,
+    grid: tuple[int, int] = (0, 0),
+    regions: Int[Array, "B M"] | None = None,
+    count: int = 0,
+    merge: float = 0.8,
+    tau: float = 0.25,
+) -> Float[Array, "B M H d"]:
+    """ProxyCLIP's attention kept to regions, the scope of CorrCLIP (Zhang et al., ICCV 2025, sec. 3).
+
+    softmax over the patches j of i's own region of cosine(f_i, f_j) / tau; regions that f finds alike are one before
+    (`regions.merged`). v and the result are as ProxyCLIP's. CorrCLIP's further branches (of shallow tokens and of mask
+    tokens) are not computed.
+
+    Args:
+      features: as in `proxyclip`. regions: of the same places, 0 to count - 1. merge: the least cosine of regions that
+        become one; above 1 none do.
+    """
+    del q, k
+    if regions is None:
+        raise ValueError("corrclip needs regions; GEM(..., regions=...) gives them")
+    cosine = _cosines(features, v)
+    own = merged(regions, features, count, merge)  # pyright: ignore[reportArgumentType] (told by `_cosines`)
+    scope = own[:, :, None] == own[:, None]
+    return _at_places(jax.nn.softmax(jnp.where(scope, cosine / tau, -jnp.inf)), v, context, grid)
+
+
+def _cosines(features: Float[Array, "B M D"] | None, v: Array) -> Float[Array, "B M M"]:
+    if features is None:
+        raise ValueError("this attention needs the features of a proxy; GEM(..., proxy=...) gives them")
+    f = unit_length(features.astype(jnp.promote_types(v.dtype, jnp.float32)))
+    return jnp.einsum("bnd,bmd->bnm", f, f, precision="highest")
+
+
+def _at_places(
+    weights: Float[Array, "B M M"], v: Float[Array, "B N H d"], context: AttentionContext, grid: tuple[int, int]
+) -> Float[Array, "B M H d"]:
+    """weights v, the patches' v enlarged bilinearly to a grid of M places."""
     own = rearrange(v[:, context.first :], "b (r c) h d -> b r c (h d)", r=context.grid[0])
-    own = jax.image.resize(own.astype(wide), (len(own), *grid, own.shape[-1]), "linear", antialias=False)
+    own = jax.image.resize(own.astype(weights.dtype), (len(own), *grid, own.shape[-1]), "linear", antialias=False)
     out = jnp.einsum("bnm,bmd->bnd", weights, rearrange(own, "b r c d -> b (r c) d"), precision="highest")
     return rearrange(out, "b n (h d) -> b n h d", h=v.shape[2]).astype(v.dtype)
 
@@ -205,8 +246,11 @@ ATTENTION_METHODS = {
     "naclip": Method(naclip, 1, False, False),
     "naclip_log": Method(functools.partial(naclip, log=True), 1, False, False),
     "proxyclip": Method(proxyclip, 1, False, False),
+    "corrclip": Method(corrclip, 1, False, False),
     "gem": Method(gem, None, True, False),
 }
+WITH_PROXY = ("proxyclip", "corrclip")  # those that look at another encoder's features
+WITH_REGIONS = ("corrclip",)
 
 
 def method(
@@ -216,6 +260,7 @@ def method(
     iterations: int = 1,
     temperature: float | None = None,
     parts: str = "qkv",
+    merge: float = 0.8,
 ) -> SecondStream:
     """The second stream of a method.
 
@@ -224,7 +269,7 @@ def method(
       vision: the tower that it is for.
       depth: GEM's and CLIP Surgery's: depth - 1 is how many of the last blocks carry the second stream (all of them at
         most), as the authors count.
-      iterations, temperature, parts: GEM's; see `gem`.
+      iterations, temperature, parts: GEM's; see `gem`. merge: CorrCLIP's; see `corrclip`.
 
     Raises:
       UserError: an unknown name, or a setting out of range.
@@ -239,9 +284,13 @@ def method(
         raise UserError(f"temperature {temperature}: expected a number over 0, or None for the adaptive one")
     if not parts or set(parts) - set("qkv") or len(set(parts)) < len(parts):
         raise UserError(f"parts {parts!r}: expected one or more of q, k, v, such as qkv")
+    if not 0 <= merge <= 2:
+        raise UserError(f"merge {merge}: expected a cosine, 0 to 1, or 2 to merge no regions")
     chosen = ATTENTION_METHODS[name]
     attend = chosen.attend
     if attend is gem:
         attend = functools.partial(gem, iterations=iterations, temperature=temperature, parts=parts)
+    if attend is corrclip:
+        attend = functools.partial(corrclip, merge=merge)
     blocks = depth - 1 if chosen.blocks is None else chosen.blocks
     return SecondStream(attend, blocks, chosen.residual, chosen.mlp)

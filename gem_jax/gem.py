@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from gem_jax import attention as attention_lib
-from gem_jax import heatmaps, pretrained, proxies, windows
+from gem_jax import heatmaps, pretrained, proxies, refinement, tower, windows
+from gem_jax import regions as regions_lib
 from gem_jax.pretrained import ImageText
 from input_pipeline.errors import UserError
 from input_pipeline.images import Picture, listed
@@ -23,7 +24,7 @@ from input_pipeline.images import open_image as picture
 from input_pipeline.text.prompt_sets import PROMPT_SETS
 from input_pipeline.text.prompts import article, is_template
 from pin_jax.models.layers import unit_length
-from pin_jax.models.vit import Streams, normalise
+from pin_jax.models.vit import normalise
 from pin_jax.runtime import reporting
 from pin_jax.scoring.found import Found, draw
 from pin_jax.weights.dino import Encoder
@@ -40,7 +41,10 @@ class GEM:
       templates: prompts are put into each (`{}`, or `{article} {}` for a/an) and averaged (prompt ensembling);
         or the name of a set, `openai_80` or `openai_7`.
       batch_size: images that go through the tower together.
-      proxy: another encoder, whose features ProxyCLIP attends by. cell: pixels along a side of a place of the maps.
+      proxy: another encoder, whose features ProxyCLIP and CorrCLIP attend by. cell: pixels along a side of a place of
+        the maps.
+      regions: what says which pixels belong together, where something asks for it. refinement: what is done to maps at
+        the end.
     """
 
     def __init__(
@@ -55,11 +59,18 @@ class GEM:
         templates: str | Sequence[str] = TEMPLATES,
         batch_size: int = 8,
         proxy: str | pathlib.Path | Encoder | None = None,
+        regions: str | pathlib.Path | regions_lib.Source = regions_lib.SLIC,
+        merge: float = 0.8,
+        refine: str = "",
     ):
-        """See the class, and `attention.method` for depth, iterations, temperature, attention and parts.
+        """See the class, and `attention.method` for depth, iterations, temperature, attention, parts and merge.
 
         Args:
-          proxy: see `proxies.load`; read where the attention is `proxyclip` alone.
+          proxy: see `proxies.load`; read where the attention is `proxyclip` or `corrclip` alone.
+          regions: `slic`, a folder of masks (`regions.Folder`), or a function (the picture as it was given, PIL image)
+            -> int[H, W]; asked where the attention is `corrclip` or refine is `regions`.
+          refine: `pamr` (pixels of the same colour share what they are), `regions` (each has its mean), or nothing; see
+            `refinement.refine`.
 
         Raises:
           UserError: a setting that cannot be.
@@ -72,10 +83,10 @@ class GEM:
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)  # pyright: ignore[reportAttributeAccessIssue]
         vision = model.config.vision
         self.proxy: Encoder | None = None
-        if attention == "proxyclip":
+        if attention in attention_lib.WITH_PROXY:
             if proxy is None or proxy == "":
                 raise UserError(
-                    "attention proxyclip: needs another encoder; give proxy, such as facebook/dino-vitb8 or"
+                    f"attention {attention}: needs another encoder; give proxy, such as facebook/dino-vitb8 or"
                     " assets/tiny_flamingo (config.proxy)"
                 )
             self.proxy = proxy if isinstance(proxy, Encoder) else proxies.load(proxy, vision.dtype)
@@ -90,8 +101,13 @@ class GEM:
                 f"templates {self.templates}: expected one or more texts with {{}} in the name's place, once, and"
                 " {article} for a or an if wanted; no other braces"
             )
-        self.stream = attention_lib.method(attention, vision, depth, iterations, temperature, parts)
-        self._tokens = jax.jit(self._both)
+        if refine not in refinement.REFINEMENTS:
+            raise UserError(f"refine {refine!r}: expected one of {', '.join(refinement.REFINEMENTS[1:])}, or nothing")
+        self.refinement = refine
+        self._scoped = attention in attention_lib.WITH_REGIONS
+        self.regions = regions_lib.source(regions) if self._scoped or refine == "regions" else None
+        self.stream = attention_lib.method(attention, vision, depth, iterations, temperature, parts, merge)
+        self._tokens = jax.jit(functools.partial(tower.streams, model, self.proxy, self.stream, beside=tower.Beside()))
         self._one = jax.jit(self._stream, static_argnames="original")
         self._similarity = jax.jit(heatmaps.similarity, static_argnames="grid")
         self._finish = jax.jit(self._finished, static_argnames=("size", "raw"))
@@ -137,52 +153,48 @@ class GEM:
           float[B, N, E] twice, after the projection and before any normalisation; the class token, if the model has
           one, stands first.
         """
-        streams = self._tokens(self._params, pixels)
+        if self._scoped:
+            raise UserError(
+                "this attention keeps to regions of a picture, which pixels alone have none of; ask for maps"
+            )
+        streams = self._tokens(params=self._params, pixels=pixels)
         return streams.second, streams.tokens
-
-    def _both(self, params: Any, pixels: jax.Array) -> Streams:
-        stream = self.stream
-        if self.proxy:
-            module = self.proxy.module
-            grid = (pixels.shape[1] // self.cell, pixels.shape[2] // self.cell)
-            plain = pixels * jnp.array(self.model.std) + jnp.array(self.model.mean)
-            seen = (plain - jnp.array(self.proxy.mean)) / jnp.array(self.proxy.std)
-            found: Any = module.apply({"params": params["proxy"]}, seen.astype(pixels.dtype))
-            features = found.tokens[:, -grid[0] * grid[1] :]
-            stream = dataclasses.replace(stream, attend=functools.partial(stream.attend, features=features, grid=grid))
-        return self.model.module.apply({"params": params["model"]}, pixels, stream, method="image_tokens")
 
     def preprocess(self, images: Sequence[Picture], size: tuple[int, int] | None = None) -> np.ndarray:
         """Pictures of any size -> uint8[B, H, W, 3] of `size` (the model's by default), bicubic, aspect not kept."""
         return np.stack([windows.resized(picture(image), size or self.size) for image in images])
 
-    def _stream(self, params: Any, images: jax.Array, original: bool) -> jax.Array:
+    def _stream(self, params: Any, images: jax.Array, beside: tower.Beside, original: bool) -> jax.Array:
         """uint8[B, H, W, 3] -> float[B, N, E] of one stream; what the other alone needs is not computed."""
-        streams = self._both(params, normalise(images, self.model.mean, self.model.std))
+        pixels = normalise(images, self.model.mean, self.model.std)
+        streams = tower.streams(self.model, self.proxy, self.stream, params, pixels, beside)
         assert streams.second is not None  # its attention has a second stream
         return streams.tokens if original else streams.second
 
-    def similarity(self, images: np.ndarray, text: np.ndarray | jax.Array, original: bool = False) -> jax.Array:
+    def similarity(self, cut: windows.Windows, text: np.ndarray | jax.Array, original: bool = False) -> jax.Array:
         """Cosine of patches and texts before enlargement.
 
         Args:
-          images: uint8[B, H, W, 3], sides multiples of the patch. text: float[B, C, E] or float[C, E].
+          text: float[C, E], or each window's own float[n, C, E].
 
         Returns:
-          float32[B, C, h, w]. The number of texts compiles no tower anew; that of images is padded to a power of two.
+          float32[n, C, h, w]. The number of texts compiles no tower anew; that of windows is padded to a power of two,
+          where they do not share their attention.
         """
-        count, texts = len(images), text.shape[-2]
-        text = jnp.broadcast_to(jnp.asarray(text), (count, *text.shape[-2:]))
+        images, texts = cut.pixels, text.shape[-2]
+        text = jnp.broadcast_to(jnp.asarray(text), (len(images), *text.shape[-2:]))
         text = jnp.pad(text, [(0, 0), (0, _bucket(texts) - texts), (0, 0)])
-        patch = self.model.config.vision.patch if original else self.cell
-        grid, out = (images.shape[1] // patch, images.shape[2] // patch), []
-        for start in range(0, count, self.batch_size):
-            chunk, own = images[start : start + self.batch_size], text[start : start + self.batch_size]
-            room = min(_bucket(len(chunk)), self.batch_size) - len(chunk)
-            chunk, own = np.pad(chunk, [(0, room)] + [(0, 0)] * 3), jnp.pad(own, [(0, room), (0, 0), (0, 0)])
-            tokens = self._one(self._params, chunk, original=original)
-            maps = self._similarity(tokens, own, grid=grid)
-            out.append(maps[: len(maps) - room, :texts].astype(jnp.promote_types(maps.dtype, jnp.float32)))
+        patch = self.model.config.vision.patch
+        side = patch if original else self.cell
+        grid, out = (images.shape[1] // side, images.shape[2] // side), []
+        for chosen in cut.groups(self.batch_size):
+            count = len(chosen)
+            if not cut.shared:
+                chosen = np.pad(chosen, (0, min(_bucket(count), self.batch_size) - count), mode="edge")
+            beside = tower.Beside() if original else cut.beside(chosen, patch, self.cell, self._scoped)
+            tokens = self._one(self._params, images[chosen], beside, original=original)
+            maps = self._similarity(tokens, text[chosen], grid=grid)
+            out.append(maps[:count, :texts].astype(jnp.promote_types(maps.dtype, jnp.float32)))
         return jnp.concatenate(out)
 
     # --- heat maps ----------------------------------------------------------------------------------------------------
@@ -214,10 +226,10 @@ class GEM:
         images = listed(images)
         lists = self._lists(prompts, len(images))
         most = max(map(len, lists))
-        known = {tuple(own): np.asarray(self.text_features(own)) for own in lists}
-        text = np.stack([np.pad(known[tuple(own)], [(0, most - len(own)), (0, 0)]) for own in lists])
         pixels, readable = self._readable(images)
-        maps = self.similarity(pixels, text, original)
+        cut = self.cut(list(pixels), keys=images)
+        rows = [jnp.pad(own, [(0, most - len(own)), (0, 0), (0, 0)]) for own in self.small_maps(cut, lists, original)]
+        maps = jnp.stack(rows)
         given = np.array([[i < len(own) for i in range(most)] for own in lists]) & readable[:, None]
         heat, flat = self._finish(maps, given, size=self.size, raw=raw)
         for i, k in np.argwhere(np.asarray(flat)):
@@ -268,6 +280,7 @@ class GEM:
         window: int = 0,
         stride: int = 0,
         shorter: int = 0,
+        stitch: bool = False,
         original: bool = False,
     ) -> heatmaps.Enlarged:
         """Cosines at the image's own resolution, for evaluation and for large images, enlarged where they are read.
@@ -276,7 +289,7 @@ class GEM:
           window: 0 looks at the whole image, squashed to `self.size`; else the side of the square windows that slide
             over it, a multiple of the patch. stride: from one window to the next (half a window by default).
           shorter: with windows, the image is resized, aspect kept, until its shorter side has this many pixels
-            (the window by default).
+            (the window by default). stitch: the windows share the last block's attention (`stitching`).
 
         Returns:
           float32[C, H, W] of the image's own height and width, not min-maxed; windows that overlap are averaged.
@@ -285,22 +298,41 @@ class GEM:
           UserError: a picture or a prompt that cannot be taken; windows that are no multiples of the patch, or of more
             than 100 million pixels together.
         """
-        cut = self.cut([image], window, stride, shorter)
+        cut = self.cut([image], window, stride, shorter, stitch)
         small = self.small_maps(cut, [prompts], original)[0]
         return heatmaps.Enlarged(np.asarray(small), cut.sizes[0])
 
-    def cut(self, images: Sequence[Picture], window: int = 0, stride: int = 0, shorter: int = 0) -> windows.Windows:
-        """Pictures as the tower takes them; see `large_maps`."""
-        return windows.cut(
-            [picture(image) for image in images], self.size, self._step, window, stride, shorter, self.cell
-        )
+    def cut(
+        self,
+        images: Sequence[Picture],
+        window: int = 0,
+        stride: int = 0,
+        shorter: int = 0,
+        stitch: bool = False,
+        keys: Sequence[Any] = (),
+    ) -> windows.Windows:
+        """Pictures as the tower takes them; see `large_maps`.
+
+        Args:
+          keys: what the source of regions knows each picture by; the picture as it is given by default.
+        """
+        if stitch and not self.stream.blocks:
+            raise UserError("stitch: plain CLIP's attention is not shared between windows; choose another attention")
+        photos = [picture(image) for image in images]
+        found = windows.cut(photos, self.size, self._step, window, stride, shorter, self.cell, stitch and window > 0)
+        if self.regions is None:
+            return found
+        asked = zip(keys or images, photos, strict=True)
+        own = [regions_lib.read(self.regions, key, photo) for key, photo in asked]
+        return dataclasses.replace(found, regions=own)
 
     def small_maps(
         self, cut: windows.Windows, prompts: Sequence[Sequence[str]], original: bool = False
     ) -> list[jax.Array] | list[np.ndarray]:
         """Cosines float32[C, rows, columns] of each picture's patches with its own C prompts, before enlargement.
 
-        Whole pictures' maps stay on the device; windows are put together on the host.
+        Whole pictures' maps stay on the device; windows are put together on the host. Refined maps are as large as the
+        picture.
         """
         most = max(map(len, prompts))
         known = {tuple(own): np.asarray(self.text_features(own)) for own in {tuple(p): p for p in prompts}.values()}
@@ -309,9 +341,16 @@ class GEM:
         else:
             rows = [np.pad(known[tuple(own)], [(0, most - len(own)), (0, 0)]) for own in prompts]
             text = np.stack(rows)[cut.owners]
-        maps = self.similarity(cut.pixels, text, original)
+        maps = self.similarity(cut, text, original)
         found = list(maps) if cut.whole else windows.joined(cut, np.asarray(maps))
-        return [own[: len(asked)] for own, asked in zip(found, prompts, strict=True)]
+        found = [own[: len(asked)] for own, asked in zip(found, prompts, strict=True)]
+        if not self.refinement:
+            return found
+        regions = cut.regions or [None] * len(found)
+        return [
+            refinement.refine(self.refinement, own, photo, region)
+            for own, photo, region in zip(found, cut.photos, regions, strict=True)
+        ]
 
     def locate(
         self, images: Picture | Sequence[Picture], names: Sequence[str], threshold: float = 0.5, **options: Any

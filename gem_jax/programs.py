@@ -27,7 +27,7 @@ from pin_jax.runtime.entries import listed
 from pin_jax.scoring import metrics, photographs
 
 RUNS = ("predict", "evaluate")
-SETTINGS = ("depth", "iterations", "temperature", "parts")  # of a method, entries of the config
+SETTINGS = ("depth", "iterations", "temperature", "parts", "merge", "refine")  # of a method, entries of the config
 SHOWN = 1024  # pixels of the longer side of a picture in a figure
 COLUMNS = ("mIoU", "mIoU_bg", "threshold", "p-mIoU", "box mIoU")
 
@@ -69,6 +69,7 @@ def build(config: ConfigDict, model: pretrained.ImageText, method: str = "") -> 
         model, settings["depth"], settings["iterations"], settings["temperature"] or None, attention, settings["parts"],
         size=tuple(size) if isinstance(size, tuple | list) else size,
         templates=config.prompt_set or tuple(config.templates), batch_size=config.batch_size, proxy=config.proxy,
+        regions=config.regions, merge=settings["merge"], refine=settings["refine"],
     )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def _codec(config: ConfigDict, model: pretrained.ImageText) -> BoxCodec:
 
 
 def _windows(config: ConfigDict) -> dict[str, Any]:
-    return {"window": config.window, "stride": config.stride, "shorter": config.shorter}
+    return {"window": config.window, "stride": config.stride, "shorter": config.shorter, "stitch": config.stitch}
 
 
 # --- one's own pictures -----------------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ def predict(
     found, stems = {}, unique_stems(photos)
     for path, stem in list(stems.items())[jax.process_index() :: jax.process_count()]:
         photo = picture(path)
-        maps = gem.large_maps(photo, prompts, **_windows(config))
+        maps = gem.large_maps(path, prompts, **_windows(config))  # a folder of masks knows it by its name
         places = gem.found(maps, prompts, config.box_threshold)
         edges = np.array([at.box for at in places])
         # Figures are small: of a large photograph they need neither its pixels nor maps of its size.
@@ -177,8 +178,11 @@ def _score(
     kind = "scenes" if config.source == "scenes" else source.kind
     wanted: list[Any] = []  # each a loop.Evaluator
     if kind in ("scenes", "labels"):
-        said = () if kind == "scenes" else (source.phrases, source.background)
-        wanted.append(segmentation.Segmentation(source.classes, scale(gem.model), segmentation.THRESHOLDS, *said))
+        said = (None, ()) if kind == "scenes" else (source.phrases, source.background)
+        thresholds, sharpness = config.thresholds or segmentation.THRESHOLDS, config.logit_scale or scale(gem.model)
+        wanted.append(
+            segmentation.Segmentation(source.classes, sharpness, thresholds, *said, config.smallest_area)
+        )  # fmt: skip
     if kind in ("scenes", "points"):
         wanted.append(points.Points(config.point_threshold))
     if kind in ("scenes", "boxes"):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from gem_jax.regions import resized as resized_regions
+from gem_jax.tower import Beside
 from input_pipeline.errors import UserError
 from input_pipeline.images import MAX_PIXELS
 
@@ -21,6 +24,9 @@ class Windows:
       owners: the picture of each. places: where each begins in its picture's grid of patches, row and column.
       grids: each picture's patches (rows, columns). sizes: each picture's own (height, width) in pixels.
       whole: every picture is one window.
+      photos: the pictures themselves. regions: each picture's, int32[H, W] of its own size; empty where none are asked
+        for.
+      shared: the windows of a picture share the last block's attention.
     """
 
     pixels: np.ndarray
@@ -29,6 +35,50 @@ class Windows:
     grids: list[tuple[int, int]]
     sizes: list[tuple[int, int]]
     whole: bool
+    photos: Sequence[Image.Image] = ()
+    regions: Sequence[np.ndarray] = ()
+    shared: bool = False
+
+    def groups(self, batch: int) -> list[np.ndarray]:
+        """Which windows go through the tower together: the next `batch`, or all of a picture where they share."""
+        if self.shared:
+            return [np.flatnonzero(self.owners == owner) for owner in range(len(self.sizes))]
+        return np.split(np.arange(len(self.pixels)), range(batch, len(self.pixels), batch))
+
+    def beside(self, chosen: np.ndarray, patch: int, cell: int, scoped: bool) -> Beside:
+        """What stands beside the pixels of some windows.
+
+        Args:
+          patch, cell: pixels along a side of a patch, and of a place of the maps. scoped: their regions too.
+        """
+        rows, columns = (side // cell for side in self.pixels.shape[1:3])
+        found: dict[str, Any] = {}
+        if scoped:
+            at_cells = {k: np.unique(resized_regions(self.regions[k], self.grids[k]), return_inverse=True)[1]
+                        .reshape(self.grids[k]) for k in set(self.owners[chosen].tolist())}  # fmt: skip
+            own = []
+            for k in chosen:
+                y, x = self.places[k]
+                own.append(at_cells[int(self.owners[k])][y : y + rows, x : x + columns].reshape(-1))
+            most = max(int(of.max()) + 1 for of in at_cells.values())
+            found |= {"regions": np.stack(own).astype(np.int32), "count": max(64, 1 << (most - 1).bit_length())}
+        if self.shared:
+            grid = self.grids[int(self.owners[chosen[0]])]
+            patches = (grid[0] * cell // patch, grid[1] * cell // patch)
+            corners = np.array([self.places[k] for k in chosen])
+            form = (self.pixels.shape[1] // patch, self.pixels.shape[2] // patch)
+            found |= {
+                "places": _places(corners * cell // patch, form, patches), "grid": patches,
+                "cells": _places(corners, (rows, columns), grid), "cell_grid": grid,
+            }  # fmt: skip
+        return Beside(**found)
+
+
+def _places(corners: np.ndarray, form: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """int32[n, N]: each window's places in its picture's grid, row by row; corners int[n, 2] are row and column."""
+    rows = corners[:, 0, None, None] + np.arange(form[0])[:, None]
+    columns = corners[:, 1, None, None] + np.arange(form[1])
+    return (rows * grid[1] + columns).reshape(len(corners), -1).astype(np.int32)
 
 
 def resized(photo: Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -44,12 +94,13 @@ def cut(
     stride: int = 0,
     shorter: int = 0,
     cell: int = 0,
+    shared: bool = False,
 ) -> Windows:
     """Pictures squashed to `size`, or with a `window` cut into squares; see `GEM.large_maps`.
 
     Args:
       patch: what sides must be multiples of. cell: pixels along a side of a place of the maps, a divisor of it; the
-        patch by default.
+        patch by default. shared: see `Windows`.
 
     Raises:
       UserError: windows that are no multiples of the patch, or of more than 100 million pixels together.
@@ -59,7 +110,8 @@ def cut(
     if not window:
         pixels = np.stack([resized(photo, size) for photo in photos])
         grid = (size[0] // cell, size[1] // cell)
-        return Windows(pixels, np.arange(len(photos)), [(0, 0)] * len(photos), [grid] * len(photos), sizes, whole=True)
+        places, grids = [(0, 0)] * len(photos), [grid] * len(photos)
+        return Windows(pixels, np.arange(len(photos)), places, grids, sizes, whole=True, photos=photos)
     stride, shorter = stride or max(patch, window // 2 // patch * patch), max(shorter, window)
     if window % patch or stride % patch or window < 0 or stride < 0:
         raise UserError(f"window {window}, stride {stride}: expected multiples of the model's patch, {patch}")
@@ -78,7 +130,7 @@ def cut(
                 crops.append(whole[y : y + window, x : x + window])
                 owners.append(owner)
                 places.append((y // cell, x // cell))
-    return Windows(np.stack(crops), np.array(owners), places, grids, sizes, whole=False)
+    return Windows(np.stack(crops), np.array(owners), places, grids, sizes, whole=False, photos=photos, shared=shared)
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:

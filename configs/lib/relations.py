@@ -63,7 +63,8 @@ def demand(config: ConfigDict) -> None:
 
 def gem(config: ConfigDict) -> None:
     """A run of GEM."""
-    from gem_jax.attention import ATTENTION_METHODS  # not above: it imports JAX
+    from gem_jax.attention import ATTENTION_METHODS  # not above: they import JAX
+    from gem_jax.refinement import REFINEMENTS
 
     for entry, names in (("attention", (config.attention,)), ("methods", config.methods)):
         for name in names:
@@ -71,6 +72,10 @@ def gem(config: ConfigDict) -> None:
                 raise UserError(f"config.{entry} {name!r}: expected one of {', '.join(ATTENTION_METHODS)}")
     if set(config.parts) - set("qkv") or len(set(config.parts)) < len(config.parts):
         raise UserError(f"config.parts {config.parts!r}: expected one or more of q, k, v, such as qkv")
+    if config.refine not in REFINEMENTS:
+        raise UserError(f"config.refine {config.refine!r}: expected one of {', '.join(REFINEMENTS[1:])}, or nothing")
+    if config.stitch and not config.window:
+        raise UserError("config.stitch: there are no windows to share anything; give config.window, such as 224")
     if config.source == "scenes":
         scenes("scenes", config.scenes, config.grid)
 

@@ -45,6 +45,7 @@ def evaluate(
     window: int = 0,
     stride: int = 0,
     shorter: int = 0,
+    stitch: bool = False,
     original: bool = False,
 ) -> dict[str, Any]:
     """The scores of all evaluators over a source; several processes share its records, and all have the scores.
@@ -52,7 +53,7 @@ def evaluate(
     Args:
       source: records with `image` (anything that `GEM` takes, of any size) and what the evaluators need beside it; its
         `part(k, n)`, where it has one, yields every n-th from the k-th on without reading the others.
-      window, stride, shorter, original: as in `GEM.large_maps`.
+      window, stride, shorter, stitch, original: as in `GEM.large_maps`.
 
     Raises:
       UserError: the source has no record, as where none of its images can be read.
@@ -63,7 +64,10 @@ def evaluate(
     def read() -> tuple[list[dict[str, Any]], windows.Windows | None]:
         """The next records, and their pictures ready for the tower; none at the end."""
         own = list(itertools.islice(records, gem.batch_size))
-        return own, gem.cut([record["image"] for record in own], window, stride, shorter) if own else None
+        if not own:
+            return own, None
+        keys = [record.get("path", record["image"]) for record in own]
+        return own, gem.cut([record["image"] for record in own], window, stride, shorter, stitch, keys)
 
     done, total = 0, len(source) if isinstance(source, Sized) else 2**31
     with prefetched(read) as take:

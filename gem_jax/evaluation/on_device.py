@@ -19,7 +19,7 @@ from pin_jax.runtime import sharding
 
 STEP = 64  # pixels
 STRIP = 2**23  # bytes of the enlarged maps that are there at a time: what a core's cache holds, nearly
-UNKNOWN = -1
+UNKNOWN = -9  # a place beyond the picture; IGNORE is inside of it
 
 
 def rounded(size: tuple[int, int]) -> tuple[int, int]:
@@ -38,7 +38,7 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision="highest")
 
 
-@functools.partial(jax.jit, static_argnames=("classes", "thresholds", "scale"), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("classes", "thresholds", "scale", "smallest"), donate_argnums=0)
 def count_pixels(
     counts: tuple[Int[Array, " without"], Int[Array, " swept"]],
     maps: Float[Array, "P h w"],
@@ -50,6 +50,7 @@ def count_pixels(
     classes: int,
     thresholds: tuple[float, ...],
     scale: float,
+    smallest: float = 0.0,
 ) -> tuple[Array, Array]:
     """Adds a picture's pixels to the counts, a strip of rows at a time.
 
@@ -61,7 +62,7 @@ def count_pixels(
       true: 0 to n; others are not counted.
       phrases: those of each class, and of the background where it has some, each repeated until all are as many; None:
         one phrase a class.
-      thresholds: increasing. scale: of the cosines in the softmax.
+      thresholds: increasing. scale: of the cosines in the softmax. smallest: see `Segmentation`.
     """
     height, width = true.shape
     step = 1
@@ -69,14 +70,25 @@ def count_pixels(
         step *= 2
     bounds = jnp.asarray(thresholds, jnp.float32)
 
+    def seen(rows: Array) -> tuple[Array, Array]:
+        """The phrases' cosines [P, step, W], and the classes' and the background's."""
+        large = _product(_product(rows, maps), columns.T)
+        return large, large if phrases is None else large[phrases].max(1)
+
+    def areas(total: Array, own: tuple[Array, Array]) -> tuple[Array, None]:
+        rows, true = own
+        best = jnp.where(true == UNKNOWN, len(total), seen(rows)[1].argmax(0))  # beyond the picture is nothing
+        return total.at[best.reshape(-1)].add(1, mode="drop"), None
+
     def strip(counts: tuple[Array, Array], own: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         rows, true = own
-        large = _product(_product(rows, maps), columns.T)  # [P, step, W]
+        large, grouped = seen(rows)
+        best = grouped[:classes].argmax(0)
         top = large.max(0)
-        probability = 1 / jnp.exp(scale * (large - top)).sum(0)
-        grouped = large if phrases is None else large[phrases].max(1)
-        anything = grouped.argmax(0)
-        best = anything if len(grouped) == classes else grouped[:classes].argmax(0)
+        own_classes = grouped if kept is None else jnp.where(kept[:, None, None], grouped, -jnp.inf)
+        highest, anything = own_classes.max(0), own_classes.argmax(0)
+        anything = jnp.where(jnp.isneginf(highest), classes, anything)
+        probability = jnp.exp(scale * (highest - top)) / jnp.exp(scale * (large - top)).sum(0)
         reached = (probability[..., None] >= bounds).sum(-1)
         without, swept = counts
         known = (true >= 0) & (true <= classes)
@@ -87,6 +99,11 @@ def count_pixels(
         return (without, swept), None
 
     strips = rows.reshape(height // step, step, -1), true.reshape(height // step, step, width)
+    kept = None
+    if smallest:
+        found = len(maps) if phrases is None else len(phrases)
+        total = jax.lax.scan(areas, jnp.zeros(found, jnp.int32), strips)[0]
+        kept = (total > smallest * total[:classes].sum()) | (jnp.arange(found) >= classes)
     return jax.lax.scan(strip, counts, strips)[0]
 
 
@@ -120,9 +137,11 @@ class PixelCounts:
 
     ROOM = 2**30  # pixels that int32 counts surely hold
 
-    def __init__(self, classes: int, thresholds: Sequence[float], scale: float, starts: np.ndarray, asked: int):
+    def __init__(self, classes: int, thresholds: Sequence[float], scale: float, starts: np.ndarray, asked: int,
+                 smallest: float = 0.0):  # fmt: skip
         """`starts`: where each class's phrases begin among the `asked` ones, and the background's."""
         self.classes, self.thresholds, self.scale = classes, tuple(sorted(thresholds)), scale
+        self.smallest = smallest
         ends = [*starts[1:], asked]
         most = max(end - start for start, end in zip(starts, ends, strict=True))
         table = [[min(start + k, end - 1) for k in range(most)] for start, end in zip(starts, ends, strict=True)]
@@ -143,7 +162,7 @@ class PixelCounts:
         matrices = (interpolation(n, m) for n, m in zip(maps.shape[1:], true.shape, strict=True))
         self._counts = count_pixels(
             self._counts, maps, *matrices, padded, self._phrases, classes=self.classes, thresholds=self.thresholds,
-            scale=self.scale,
+            scale=self.scale, smallest=self.smallest,
         )  # fmt: skip
         self._pixels += true.size
         if self._pixels > self.ROOM:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -71,6 +71,8 @@ class Segmentation:
         compared with the thresholds.
       phrases: what each class is asked for by, the best counts; its name by default. background: phrases of what is
         none of the classes; a pixel whose best phrase is one of them is background.
+      smallest: a class that has no larger share of the pixels of all classes in a picture is given up there, and its
+        pixels go to the next best or to the background (SCLIP, for Pascal VOC); only where background counts.
     """
 
     def __init__(
@@ -80,15 +82,17 @@ class Segmentation:
         thresholds: Sequence[float] = THRESHOLDS,
         phrases: Sequence[Sequence[str]] | None = None,
         background: Sequence[str] = (),
+        smallest: float = 0.0,
     ):
         self.classes, self.scale, self.thresholds = list(classes), scale, tuple(thresholds)
+        self.smallest = smallest
         own = [[name] for name in self.classes] if phrases is None else [list(said) for said in phrases]
         self.asked = [phrase for said in own for phrase in said] + list(background)
         self.starts = np.cumsum([0, *map(len, own)])[: len(own) + (1 if background else 0)]
         self.without = Confusion(len(self.classes))
         self.swept = [Confusion(len(self.classes) + 1) for _ in self.thresholds]
         self._on_device = on_device.PixelCounts(
-            len(self.classes), self.thresholds, float(scale), self.starts, len(self.asked)
+            len(self.classes), self.thresholds, float(scale), self.starts, len(self.asked), smallest
         )
 
     def prompts(self, record: dict[str, Any]) -> Sequence[str]:
@@ -99,13 +103,25 @@ class Segmentation:
         """Takes the phrases' cosines float[P, H, W], a strip of rows at a time."""
         background = len(self.classes)
         true = labels(record, self.classes, background)
-        for rows, strip in maps.strips() if isinstance(maps, Enlarged) else [(slice(None), maps)]:
-            _, top = probabilities(strip, self.scale)
-            grouped = strip if len(self.starts) == len(strip) else np.maximum.reduceat(strip, self.starts)
-            best, anything = grouped[:background].argmax(0), grouped.argmax(0)
-            self.without.add(true[rows], best)
+
+        def strips() -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+            """Rows, the phrases' cosines there, and the classes' and the background's."""
+            for rows, strip in maps.strips() if isinstance(maps, Enlarged) else [(slice(None), maps)]:
+                whole = len(self.starts) == len(strip)
+                yield rows, strip, strip if whole else np.maximum.reduceat(strip, self.starts)
+
+        kept = np.ones(len(self.starts), bool)
+        if self.smallest:
+            areas = sum(np.bincount(grouped.argmax(0).ravel(), minlength=len(kept)) for *_, grouped in strips())
+            kept[:background] = areas[:background] > self.smallest * areas[:background].sum()  # pyright: ignore
+        for rows, strip, grouped in strips():
+            top = strip.max(0)
+            self.without.add(true[rows], grouped[:background].argmax(0))
+            own = np.where(kept[:, None, None], grouped, -np.inf)
+            probability = np.exp(self.scale * (own.max(0) - top)) / np.exp(self.scale * (strip - top)).sum(0)
+            found = np.where(np.isneginf(own.max(0)), background, own.argmax(0))
             for threshold, confusion in zip(self.thresholds, self.swept, strict=True):
-                confusion.add(true[rows], np.where(top < threshold, background, anything))
+                confusion.add(true[rows], np.where(probability < threshold, background, found))
 
     def count(self, record: dict[str, Any], maps: jax.Array | np.ndarray) -> None:
         """The same from small maps float[P, h, w], enlarged and counted on the device."""

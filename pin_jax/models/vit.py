@@ -31,11 +31,13 @@ class AttentionContext:
       inputs: the block's input after its first LayerNorm: what q, k and v are made of.
       grid: patches (rows, columns) of the image.
       first: tokens in front of the patches (class token, extra tokens).
+      last: the block is the last one.
     """
 
     inputs: Float[Array, "B N D"]
     grid: tuple[int, int]
     first: int
+    last: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +191,7 @@ class ViTBlock(nn.Module):
         attention_fn: AttentionFn | SecondStream,
         grid: tuple[int, int] = (0, 0),
         first: int = 0,
+        last: bool = False,
     ) -> Streams:
         config, x, z = self.config, streams.tokens, streams.second
         norm = functools.partial(nn.LayerNorm, epsilon=config.eps, dtype=config.dtype)
@@ -197,7 +200,7 @@ class ViTBlock(nn.Module):
         q, k, v = rearrange(dense(3 * config.width, name="qkv")(y), "b n (t h d) -> t b n h d", t=3, h=config.heads)
         out, norm_2 = dense(config.width, name="out"), norm(name="norm_2")
         fc1, fc2 = dense(config.mlp * (2 if config.gated else 1), name="fc1"), dense(config.width, name="fc2")
-        context = AttentionContext(y, grid, first)
+        context = AttentionContext(y, grid, first, last)
         scale_1, scale_2 = (
             self.param(name, nn.initializers.ones, (config.width,)).astype(y.dtype) if config.layer_scale else 1
             for name in ("scale_1", "scale_2")
@@ -309,7 +312,7 @@ class ViT(nn.Module):
         streams: Any = Streams(before.tokens, before.tokens)
         if attention_fn.blocks:
             # The last block stands alone: where only z is used, the compiler drops x's half of it.
-            streams = apply(layer(config.depth - 1), run(streams, split, config.depth - 1))
+            streams = apply(layer(config.depth - 1), run(streams, split, config.depth - 1), last=True)
         return Streams(post_norm(streams.tokens), post_norm(streams.second))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gem_jax import attention, heatmaps
-from gem_jax.attention import ATTENTION_METHODS, method
+from gem_jax.attention import ATTENTION_METHODS, WITH_PROXY, method
 from input_pipeline.errors import UserError
 from pin_jax.models.attention import plain as plain_attention
 from pin_jax.models.vit import AttentionContext, SecondStream, Streams, ViT, ViTBlock, ViTConfig
@@ -79,7 +79,7 @@ def run(attend) -> np.ndarray:
     return np.asarray(attend(*(jnp.asarray(x, jnp.float32) for x in (Q, K, V)), context=CONTEXT))
 
 
-@pytest.mark.parametrize("name", [name for name in ATTENTION_METHODS if name != "proxyclip"])
+@pytest.mark.parametrize("name", [name for name in ATTENTION_METHODS if name not in WITH_PROXY])
 def test_equation(name):
     np.testing.assert_allclose(run(ATTENTION_METHODS[name].attend), heads(EQUATIONS[name]), rtol=1e-5, atol=1e-5)
 
@@ -125,6 +125,45 @@ def test_proxyclip_equation(grid):
         context = AttentionContext(jnp.asarray(Y), GRID, 1)
         out = attention.proxyclip(
             *map(jnp.asarray, (Q, K, V)), context, features=jnp.asarray(features), grid=grid
+        )  # fmt: skip
+        np.testing.assert_allclose(np.asarray(out), expected, rtol=1e-9, atol=1e-9)
+
+
+def joined(owners: np.ndarray, f: np.ndarray, least: float) -> np.ndarray:
+    """The number of each place's region after merging, by hand: pairs are joined until nothing changes."""
+    means = {r: f[owners == r].sum(0) for r in set(owners.tolist())}
+    means = {r: mean / np.linalg.norm(mean) for r, mean in means.items()}
+    name = {r: r for r in means}
+    for _ in name:
+        for r in name:
+            for t in name:
+                if means[r] @ means[t] >= least:
+                    name[r] = name[t] = min(name[r], name[t])
+    return np.array([name[r] for r in owners.tolist()])
+
+
+@pytest.mark.parametrize("merge", [0.3, 0.75, 2.0])
+@pytest.mark.parametrize("grid", [GRID, (5, 4)], ids=str)
+def test_corrclip_equation(grid, merge):
+    rng = np.random.default_rng(4)
+    count = grid[0] * grid[1]
+    features = rng.standard_normal((B, count, 3))
+    owners = rng.integers(0, 5, (B, count))
+    rows, columns = (heatmaps.bilinear(n, m) for n, m in zip(GRID, grid, strict=True))
+    expected, regions = np.zeros((B, count, H, D)), []
+    for b in range(B):
+        f = features[b] / np.linalg.norm(features[b], axis=-1, keepdims=True)
+        names = joined(owners[b], f, merge)
+        regions.append(len(set(owners[b].tolist())) - len(set(names.tolist())))
+        weights = softmax(np.where(names[:, None] == names, (f @ f.T) / 0.25, -np.inf))
+        for h in range(H):
+            v = V[b, 1:, h].reshape(*GRID, D)
+            expected[b, :, h] = weights @ np.einsum("yr,xc,rcd->yxd", rows, columns, v).reshape(-1, D)
+    assert sum(regions) > 0 if merge == 0.3 else merge == 0.75 or not sum(regions)  # how many are gone
+    with jax.enable_x64():
+        out = attention.corrclip(
+            *map(jnp.asarray, (Q, K, V)), AttentionContext(jnp.asarray(Y), GRID, 1), features=jnp.asarray(features),
+            grid=grid, regions=jnp.asarray(owners), count=8, merge=merge,
         )  # fmt: skip
         np.testing.assert_allclose(np.asarray(out), expected, rtol=1e-9, atol=1e-9)
 
@@ -208,6 +247,7 @@ def test_which_blocks_carry_the_stream():
         "naclip": 1,
         "naclip_log": 1,
         "proxyclip": 1,
+        "corrclip": 1,
         "gem": 6,
     }
     assert method("gem", deep, depth=2).blocks == 1

@@ -22,7 +22,7 @@ class Known:
     def __init__(self, maps):
         self.given = maps
 
-    def cut(self, images, window, stride, shorter):
+    def cut(self, images, window, stride, shorter, stitch, keys):
         sizes = [image.shape[:2] for image in images]
         return windows.Windows(np.stack(images), np.arange(len(images)), [], sizes, sizes, whole=True)
 
@@ -37,13 +37,14 @@ def random_maps(rng, names, shape=(5, 7)):
     return Enlarged(rng.uniform(0.1, 0.3, (len(names), *shape)).astype(np.float32), (43, 70))
 
 
+@pytest.mark.parametrize("smallest", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("form", ["names", "phrases", "background"])
-def test_the_device_counts_as_numpy_does(form, monkeypatch):
+def test_the_device_counts_as_numpy_does(form, smallest, monkeypatch):
     # The plain path is the reference: maps at full size on the host, one picture at a time.
     rng = np.random.default_rng(0)
     classes = ["cat", "dog", "sky"]
     said = None if form == "names" else [["cat", "kitten"], ["dog"], ["sky", "cloud", "blue"]]
-    options = (40.0, (0.5, 0.0, 0.3, 0.4), said, ["wall", "floor"] if form == "background" else [])
+    options = (40.0, (0.5, 0.0, 0.3, 0.4), said, ["wall", "floor"] if form == "background" else [], smallest)
     plain, device = (segmentation.Segmentation(classes, *options) for _ in range(2))
     monkeypatch.setattr(on_device.PixelCounts, "ROOM", 6000)  # read in between
     for _ in range(4):
@@ -117,6 +118,19 @@ def test_background_by_threshold():
     out = loop.evaluate(Known(maps), [truth], [scorer])
     assert out["mIoU"] == 1.0 and out["mIoU_bg"] == 1.0 and out["threshold"] == 0.7
     assert out["sweep"]["0.0"] == pytest.approx((0.5 + 0) / 2) and out["sweep"]["0.95"] == pytest.approx((0 + 0.5) / 2)
+
+
+def test_a_small_class_is_given_up():
+    # Dog has a sixth of the classes' pixels: under a fifth, so its pixels are cat's, which is next there.
+    dog = np.zeros((4, 6))
+    dog[:, 5] = 1
+    maps = {0: {"cat": 1 - dog, "dog": dog, "wall": np.full((4, 6), -1.0)}}
+    truth = {"image": image(0), "labels": np.zeros((4, 6), int)}
+    for smallest, expected in ((0.0, 20 / 24), (0.1, 20 / 24), (0.2, 1.0)):
+        scorer = segmentation.Segmentation(["cat", "dog"], 1.0, (0.0,), background=["wall"], smallest=smallest)
+        assert loop.evaluate(Known(maps), [truth], [scorer])["mIoU_bg"] == pytest.approx(expected)
+    scorer = segmentation.Segmentation(["cat", "dog"], 100.0, (0.5,), background=["wall"], smallest=0.2)
+    assert loop.evaluate(Known(maps), [truth], [scorer])["mIoU_bg"] == pytest.approx(20 / 24)  # it is no sure cat
 
 
 def test_ignored_pixels_do_not_count():

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import gem_clip, pin_blip2, pin_flamingo
+from configs.lib import schema
 from gem_jax import programs as gem_runs
 from input_pipeline.errors import UserError
 from pin_jax import adapters, evaluate
@@ -128,6 +129,28 @@ def test_gem_on_voc_segmentation(clip_folder, tmp_path):  # noqa: F811
         gem_runs.run(gem_config(clip_folder, "tiny,eval=voc", data_dir=str(top), names="latin"), tmp_path / "names")
     with pytest.raises(UserError, match="config.source 'moon': expected scenes, labels:DIR, points:DIR, or a data set"):
         gem_runs.run(gem_config(clip_folder, "tiny,eval=moon", data_dir=str(top)), tmp_path / "moon")
+
+
+def test_a_protocol_sets_all_of_it(clip_folder, tmp_path):  # noqa: F811
+    config = gem_clip.get_config("protocol=sclip,eval=voc")
+    assert config.methods == ("sclip",) and config.thresholds == (0.1,) and config.logit_scale == 65.0
+    assert (config.window, config.stride, config.shorter, config.smallest_area) == (224, 112, 336, 0.1)
+    assert gem_clip.get_config("eval=ade20k,protocol=proxyclip").thresholds == (0.0,)
+    assert gem_clip.get_config("eval=cityscapes,protocol=proxyclip").window == 224
+    gem = gem_clip.get_config("eval=voc,protocol=gem")
+    assert gem.methods == ("clip", "gem") and gem.window == 0 and gem.thresholds == ()
+    for whole in (config, gem):
+        schema.check(whole)
+    with pytest.raises(ValueError, match="protocol=mmseg: expected one of gem, sclip, proxyclip"):
+        gem_clip.get_config("eval=voc,protocol=mmseg")
+    top = layouts.voc2012(tmp_path)
+    config = gem_config(
+        clip_folder, "tiny,eval=voc,protocol=proxyclip", data_dir=str(top), proxy="assets/tiny_flamingo", prompt_set="",
+        window=160, shorter=160, stride=80, methods=("proxyclip", "corrclip refine=regions"), stitch=True,
+    )  # fmt: skip
+    gem_runs.run(config, tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["table"]
+    assert {row["threshold"] for row in rows.values()} == {0.2} and 0 <= rows["proxyclip"]["mIoU_bg"] <= 1
 
 
 def test_gem_boxes_go_through_the_same_evaluator(clip_folder, tmp_path):  # noqa: F811

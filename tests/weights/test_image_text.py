@@ -14,7 +14,7 @@ from safetensors import numpy as safetensors
 from transformers import CLIPTokenizerFast
 
 from gem_jax import GEM, pretrained
-from gem_jax.attention import ATTENTION_METHODS, method
+from gem_jax.attention import ATTENTION_METHODS, WITH_PROXY, method
 from input_pipeline.errors import UserError
 from pin_jax.models.blip import BLIP
 from pin_jax.models.clip import BACKBONES, CLIP, CLIPConfig, TextConfig
@@ -269,7 +269,7 @@ def test_published_size(name):
     size = config.vision.image_size
     pixels, ids = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32), jax.ShapeDtypeStruct((3, 77), jnp.int32)
     params = {"params": pretrained.skeleton(CLIP(config))}
-    for name in ATTENTION_METHODS.keys() - {"proxyclip"}:  # whose places are those of another encoder
+    for name in ATTENTION_METHODS.keys() - set(WITH_PROXY):  # whose places are those of another encoder
         stream = method(name, config.vision)
 
         def tokens(params, pixels, stream=stream):
