@@ -3,9 +3,11 @@
   python benchmarks/gem.py [--out docs/results/benchmark_gem.json]        # float32 on the CPU
   python benchmarks/gem.py --dtype bfloat16                               # on a GPU, where both sides find one
   python benchmarks/gem.py --torch-python /path/to/python                 # where torch lives in another environment
+  python benchmarks/gem.py --every --batches 1                            # every attention beside plain CLIP, no torch
 
 Images a second, from normalised pixels to projected tokens of the GEM stream. The sides take turns, so that a busy
-machine slows all of them; the best of the repeats counts. Without torch the torch rows are left out.
+machine slows all of them; the best of the repeats counts. Without torch the torch rows are left out. The proxy of
+ProxyCLIP and CorrCLIP is a DINO ViT-B/16 of random weights; CorrCLIP's regions are a hundred squares.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata as versions
 
 import numpy as np
 
@@ -88,9 +91,12 @@ def jax_side(size: int, dtype: str, attention: str) -> Callable[[np.ndarray], Ca
     import jax
     import jax.numpy as jnp
 
-    from gem_jax.attention import method
-    from gem_jax.pretrained import cast
+    from gem_jax import tower
+    from gem_jax.attention import WITH_PROXY, WITH_REGIONS, method
+    from gem_jax.pretrained import ImageText, cast
     from pin_jax.models.clip import BACKBONES, CLIP
+    from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViT, ViTConfig
+    from pin_jax.weights.dino import Encoder
 
     config = BACKBONES["ViT-B/16"]
     own = None if dtype == "float32" else dtype
@@ -100,13 +106,32 @@ def jax_side(size: int, dtype: str, attention: str) -> Callable[[np.ndarray], Ca
         module.init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros((1, 2), jnp.int32)
     )["params"]
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda s: np.asarray(0.02 * rng.standard_normal(s.shape), np.float32), shapes)
-    params = cast({key: params[key] for key in ("vision", "projection", "logit_scale")}, own)
-    run = jax.jit(lambda params, pixels: module.apply({"params": params}, pixels, stream, method="image_tokens").second)
+
+    def drawn(shapes):
+        return cast(
+            jax.tree.map(lambda s: np.asarray(0.02 * rng.standard_normal(s.shape), np.float32), shapes), own
+        )  # fmt: skip
+
+    params = drawn({key: shapes[key] for key in ("vision", "projection", "logit_scale")})
+    model, proxy = ImageText(module, params, None), None
+    if attention in WITH_PROXY:
+        encoder = ViT(ViTConfig(image_size=224, patch=16, width=768, depth=12, heads=12, mlp=3072, act="gelu", eps=1e-6,
+                                patch_bias=True, pre_norm=False, dtype=own))  # fmt: skip
+        held = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+        proxy = Encoder(encoder, drawn(held), CLIP_MEAN, CLIP_STD)
+    both = {"model": params, "proxy": proxy.params if proxy else {}}
+
+    @jax.jit
+    def run(params, pixels, beside):
+        return tower.streams(model, proxy, stream, params, pixels, beside).second
 
     def make(images: np.ndarray) -> Callable[[], object]:
-        pixels = jnp.asarray(images.transpose(0, 2, 3, 1), own)
-        return lambda: jax.block_until_ready(run(params, pixels))
+        pixels, beside = jnp.asarray(images.transpose(0, 2, 3, 1), own), tower.Beside()
+        if attention in WITH_REGIONS:
+            place = np.arange(size // 16) * 10 // (size // 16)
+            squares = np.broadcast_to((place[:, None] * 10 + place).reshape(-1), (len(images), (size // 16) ** 2))
+            beside = tower.Beside(regions=squares.astype(np.int32), count=128)
+        return lambda: jax.block_until_ready(run(both, pixels, beside))
 
     return make
 
@@ -118,10 +143,13 @@ SIDES = {
 }
 
 
+EVERY = ("clip", "maskclip", "clip_surgery", "sclip", "clearclip", "naclip", "proxyclip", "corrclip", "gem")
+
+
 def serve(side: str, size: int, dtype: str, batches: list[int]) -> None:
     """A side in a process of its own: for every line `BATCH` on stdin one timed run, its seconds on stdout."""
     try:
-        make = SIDES[side](size, dtype)
+        make = jax_side(size, dtype, side) if side in EVERY else SIDES[side](size, dtype)
     except ImportError as error:
         sys.exit(f"{side}: {error}")
     images = np.random.default_rng(0).standard_normal((max(batches), 3, size, size)).astype(np.float32)
@@ -143,13 +171,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--every", action="store_true")
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.size, options.dtype, options.batches)
         return
     processes = {}
-    for side in SIDES:
+    for side in EVERY if options.every else SIDES:
         python = options.torch_python if side == "torch GEM" else sys.executable
         command = [python, __file__, "--serve", side, "--size", str(options.size), "--dtype", options.dtype]
         command += ["--batches", *map(str, options.batches)]
@@ -173,6 +202,12 @@ def main() -> None:
         print(f"{side:12s}" + "".join(f"  batch {batch}: {rate:8.3f} images/s" for batch, rate in by.items()))
     ratios = {}
     for batch in options.batches:
+        if options.every:
+            times = {
+                f"time of {side} over clip, batch {batch}": rates["clip"][batch] / rates[side][batch] for side in rates
+            }
+            ratios |= times
+            continue
         if "torch GEM" in rates:
             ratios[f"GEM over torch GEM, batch {batch}"] = rates["GEM"][batch] / rates["torch GEM"][batch]
         ratios[f"time of GEM over plain CLIP, batch {batch}"] = rates["plain CLIP"][batch] / rates["GEM"][batch]
@@ -180,7 +215,8 @@ def main() -> None:
         print(f"{name}: {value:.2f}")
     if options.out:
         what = {"size": options.size, "dtype": options.dtype, "repeats": options.repeats}
-        machine = {"processor": platform.processor() or platform.machine(), "date": time.strftime("%Y-%m-%d")}
+        machine = {"processor": platform.processor() or platform.machine(), "date": time.strftime("%Y-%m-%d"),
+                   "versions": {name: versions.version(name) for name in ("jax", "jaxlib", "flax")}}  # fmt: skip
         result = {"images_per_second": rates, "ratios": ratios, **what, **machine}
         pathlib.Path(options.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 

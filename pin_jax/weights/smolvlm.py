@@ -15,6 +15,7 @@ from input_pipeline.text.prompts import Frame
 from pin_jax.models.language.llama import LlamaConfig
 from pin_jax.models.smolvlm import SMOLVLM_2_2B, SMOLVLM_256M, SMOLVLM_500M, SmolVLM, SmolVLMConfig
 from pin_jax.models.vit import ViTConfig
+from pin_jax.runtime import reporting
 from pin_jax.weights import files, published, tokenizers
 from pin_jax.weights.clip import clip_vision
 from pin_jax.weights.configs import sizes
@@ -25,6 +26,7 @@ from pin_jax.weights.configs.entries import (
     FLAG,
     ID,
     POSITIVE,
+    PREPROCESSOR,
     REQUIRED,
     SIZE,
     TRANSFORMERS,
@@ -45,7 +47,16 @@ BY_ID = {model.id: SHAPES[name.removesuffix("_video")] for name, model in publis
 MEAN = STD = (0.5, 0.5, 0.5)
 IMAGE, AROUND, WHOLE, END = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 
-_COMMON = (*TRANSFORMERS, r"transformers\.js_config", "_pad_token_id", "num_channels", "vision_feature_layer")
+_COMMON = (
+    *TRANSFORMERS, r"transformers\.js_config", "_pad_token_id", "num_channels", "vision_feature_layer",
+    "use_reentrant_checkpointing",
+)  # fmt: skip
+# Of how a picture is cut into tiles, and a film into pictures.
+_TILES = dataclasses.replace(
+    PREPROCESSOR,
+    computed={**PREPROCESSOR.computed, "do_image_splitting": (FLAG, False)},
+    harmless=(*PREPROCESSOR.harmless, "max_image_size", "video_sampling", "return_row_col_info"),
+)
 _WHOLE = Table(
     {
         "image_token_id": (optional(ID), None),
@@ -248,7 +259,12 @@ def read(folder: pathlib.Path, dtype: Any = None, **fields: Any) -> Published:
     assert built is not None, folder  # `recognises` has been asked
     model, dtypes, around = built
     config = model.config
-    where, found = preprocessor(folder)
+    where, found = preprocessor(folder, _TILES)
+    if found["do_image_splitting"]:
+        reporting.say(
+            f"{where}: do_image_splitting is true; here a picture is not cut into tiles, it is one square of"
+            f" {config.vision.image_size} px, and boxes are of the whole of it"
+        )
     mean, std = pixel_statistics(found["image_mean"], found["image_std"], (MEAN, STD), str(where))
     special = (IMAGE, AROUND, WHOLE, END)
     options: dict[str, Any] = {"padding_side": "left", "clean_up_tokenization_spaces": False}

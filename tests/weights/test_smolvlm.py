@@ -70,11 +70,13 @@ def tensors(meta: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
 def folder(tmp_path):
     """`HuggingFaceTB/SmolVLM-256M-Instruct`, tiny."""
     tokens = published.smollm2(tmp_path)
-    published.image_processor(tmp_path, "siglip", 64)
+    published.image_processor(tmp_path, "idefics3", 64)
+    (tmp_path / "processor_config.json").write_text('{"image_seq_len": 4, "processor_class": "Idefics3Processor"}')
     meta = {
         "architectures": ["Idefics3ForConditionalGeneration"], "image_token_id": tokens - 2, "model_type": "idefics3",
         "scale_factor": SHUFFLE, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
-        "transformers_version": "4.46.0", "vocab_size": tokens, "text_config": TEXT | {"vocab_size": tokens},
+        "transformers_version": "4.46.0", "use_reentrant_checkpointing": False, "vocab_size": tokens,
+        "text_config": TEXT | {"vocab_size": tokens},
         "vision_config": {
             "hidden_size": VISION, "image_size": 64, "intermediate_size": 48, "max_image_size": {"longest_edge": 64},
             "model_type": "idefics3", "num_attention_heads": 4, "num_hidden_layers": 1, "patch_size": 8,
@@ -107,6 +109,35 @@ def test_it_answers_on_the_grid_whatever_the_name_of_its_form(folder):
     assert again.identity == vlm.identity
     np.testing.assert_array_equal(again.apply(others, vlm.pixels(images[:1]), ids, mask), logits)
     assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(others))
+
+
+def test_smolvlm2_as_its_makers_wrote_it(folder, capsys):
+    """HuggingFaceTB/SmolVLM2-500M-Video-Instruct: a padding id that its vocabulary has not, tokens named one by one."""
+    before = pin_jax.load_vlm(folder)[0]
+    path = folder / "config.json"
+    meta = json.loads(path.read_text())
+    del meta["text_config"]["perceiver_config"], meta["text_config"]["_flash_attn_2_enabled"]
+    meta |= {"model_type": "smolvlm", "pad_token_id": 128002, "architectures": ["SmolVLMForConditionalGeneration"]}
+    meta["vision_config"]["model_type"] = "smolvlm_vision"
+    path.write_text(json.dumps(meta))
+    published.image_processor(folder, "smolvlm", 64)
+    named = {
+        "end_of_utterance_token": "<end_of_utterance>", "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>", "image_token": "<image>",
+    }  # fmt: skip
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | named | {"extra_special_tokens": named}
+    path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    capsys.readouterr()
+    vlm = pin_jax.load_vlm(folder)[0]
+    said = capsys.readouterr().out
+    assert "do_image_splitting is true; here a picture is not cut into tiles" in said and said.count("tiles") == 1
+    assert vlm.model.config == before.model.config and vlm.model.config.pad_token == 2
+    published.image_processor(folder, "smolvlm", 64)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_tile_twice": True}))
+    with pytest.raises(UserError, match="'do_tile_twice' .* is not known here"):
+        pin_jax.load_vlm(folder)
 
 
 def test_the_prompt_may_be_the_users_request(folder):

@@ -165,10 +165,13 @@ def clip_tower(meta: Mapping[str, Any], where: str, **form: Any) -> ViTConfig:
     return config_sizes.check(hf_vision(table.read(meta, where), None, **form), where)
 
 
-def preprocessor(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+def preprocessor(folder: pathlib.Path, table: Table = PREPROCESSOR) -> tuple[pathlib.Path, dict[str, Any]]:
     """The file that says how pixels are prepared, and its computed entries; null where it says nothing.
 
     preprocessor_config.json, or what transformers 5 writes instead: `image_processor` in processor_config.json.
+
+    Args:
+      table: of the entries of its kind of model.
 
     Raises:
       UserError: broken, or an entry that is not known.
@@ -177,9 +180,9 @@ def preprocessor(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     if newer.is_file():
         held = files.read_object(newer).get("image_processor")
         if held is not None:
-            return newer, PREPROCESSOR.read(held, f"{newer}, image_processor")
+            return newer, table.read(held, f"{newer}, image_processor")
     held = files.read_object(older) if older.is_file() else {}
-    return older, PREPROCESSOR.read(held, str(older))
+    return older, table.read(held, str(older))
 
 
 # --- open_clip's layout -----------------------------------------------------------------------------------------------
