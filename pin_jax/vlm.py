@@ -29,13 +29,15 @@ from pin_jax.models.attention import ATTENTION
 from pin_jax.models.blip2 import Blip2, Blip2Config
 from pin_jax.models.flamingo import Flamingo, FlamingoConfig
 from pin_jax.models.interface import Inserts
+from pin_jax.models.language.llama import LlamaConfig
 from pin_jax.models.language.mpt import MPTConfig
 from pin_jax.models.language.opt import OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
+from pin_jax.models.smolvlm import SmolVLM, SmolVLMConfig
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig, normalise
 from pin_jax.runtime import sharding
-from pin_jax.weights import files, registry, tokenizers
+from pin_jax.weights import files, gguf, registry, tokenizers
 from pin_jax.weights.configs import sizes
 from pin_jax.weights.configs.entries import SIZE, known_names, part, pixel_statistics
 from pin_jax.weights.convert import convert
@@ -230,11 +232,16 @@ FORMER_FRAME = {"front": "prefix", "between": "separator", "tail": "suffix", "ap
 KINDS = {
     "flamingo": (Flamingo, FlamingoConfig, {"vision": ViTConfig, "lm": MPTConfig, "perceiver": PerceiverConfig}),
     "blip2": (Blip2, Blip2Config, {"vision": ViTConfig, "lm": OPTConfig, "qformer": QFormerConfig}),
+    "smolvlm": (SmolVLM, SmolVLMConfig, {"vision": ViTConfig, "lm": LlamaConfig}),
 }
 
 
-def save(folder: pathlib.Path, vlm: VLM) -> None:
-    """Writes a small VLM's folder."""
+def save(folder: pathlib.Path, vlm: VLM, decoder: str = "") -> None:
+    """Writes a small VLM's folder.
+
+    Args:
+      decoder: where its language model and tokenizer come from (`gguf.opened`); they are then not written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     kind = next(name for name, (model, _, _) in KINDS.items() if isinstance(vlm.model, model))
     config = dataclasses.asdict(vlm.model.config)
@@ -249,9 +256,14 @@ def save(folder: pathlib.Path, vlm: VLM) -> None:
         "frame": dataclasses.asdict(vlm.frame),
         "names": list(vlm.names),
     }
+    params = vlm.params
+    if decoder:
+        meta["decoder"] = decoder
+        params = {name: part for name, part in params.items() if name != "lm"}
     (folder / "config.json").write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
-    safetensors.save_file(flatten(vlm.params), folder / "model.safetensors")
-    vlm.tokenizer.save_pretrained(folder)
+    safetensors.save_file(flatten(params), folder / "model.safetensors")
+    if not decoder:
+        vlm.tokenizer.save_pretrained(folder)
 
 
 def load(folder: str | pathlib.Path, dtype: Any = None) -> VLM:
@@ -277,10 +289,19 @@ def load(folder: str | pathlib.Path, dtype: Any = None) -> VLM:
     frame = sizes.check(sizes.build(Frame, fields, f"{where}, frame"), f"{where}, frame")
     mean, std = pixel_statistics(meta.get("image_mean"), meta.get("image_std"), (CLIP_MEAN, CLIP_STD), where)
     names = known_names(meta, where)
-    tokenizer = _own_tokenizer(folder, config)
+    decoder = meta.get("decoder")
+    if decoder is None:
+        tokenizer, tensors = _own_tokenizer(folder, config), {}
+    elif isinstance(decoder, str) and isinstance(model, SmolVLM):
+        file = gguf.opened(decoder)
+        tokenizer = gguf.with_image(file)[1]
+        _check_ids(tokenizer, folder, config)
+        tensors = {f"lm/{name}": value for name, value in gguf.decoder(file, config.lm, where).items()}
+    else:
+        raise UserError(f"{where}: decoder is {decoder!r}; expected {gguf.SMOLLM2} or a GGUF file, of a smolvlm")
     with sizes.buildable(where):
         shapes = skeleton(model)
-    params = fill(shapes, read_safetensors(folder / "model.safetensors"), str(folder))
+    params = fill(shapes, read_safetensors(folder / "model.safetensors") | tensors, str(folder))
     vlm = VLM(model, params, tokenizer, BoxCodec(size, grid), mean, std, identity(params), names, frame)
     vlm.check_places([frame.prefix])
     return vlm
@@ -313,13 +334,18 @@ def _own_tokenizer(folder: pathlib.Path, config: Any) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = tokenizers.read(folder, config.lm.vocab, tokenizers.FAST, loader=PreTrainedTokenizerFast)
+    _check_ids(tokenizer, folder, config)
+    return tokenizer
+
+
+def _check_ids(tokenizer: Any, folder: pathlib.Path, config: Any) -> None:
+    """Refuses a tokenizer whose ids are not those of the config."""
     expected = {
         "image_token": ("<image>", config.image_token),
         "pad_token": (tokenizer.pad_token, config.pad_token),
         "end_token": (tokenizer.eos_token, config.end_token),
     }
     tokenizers.check_ids(tokenizer, folder, expected)
-    return tokenizer
 
 
 def load_vlm(

@@ -114,7 +114,19 @@ def tiny_clip(config: ConfigDict) -> None:
 def tiny_vlm(config: ConfigDict) -> None:
     """The making of a small VLM."""
     tower("vision", config.vision, config.grid)
-    tower("lm", config.lm)
+    if config.decoder:
+        parts, grid = config.projection, config.vision.image_size // config.vision.patch
+        if not parts:
+            raise UserError("config.projection is empty: config.decoder needs one; see configs/tiny_smolvlm.py")
+        if grid % parts.shuffle:
+            raise UserError(
+                f"config.projection.shuffle {parts.shuffle}: does not divide the {grid} x {grid} patches"
+            )  # fmt: skip
+    else:
+        for name in ("width", "depth", "heads"):
+            if name not in config.lm:
+                raise UserError(f"config.lm.{name} is missing: expected a whole number from 1 on")
+        tower("lm", config.lm)
     if config.qformer:
         tower("qformer", config.qformer)
     for k, fit in enumerate(config.vision_fits):

