@@ -10,6 +10,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from input_pipeline.loader import batches
 from input_pipeline.pasted import looks
 from input_pipeline.text.captions import ANSWER, NAME, Sentences
-from pin_jax.models.smolvlm import SmolVLM, pixel_shuffle
+from pin_jax.models.smolvlm import pixel_shuffle
 from pin_jax.runtime.train_stage import adamw, train_stage
 from pin_jax.small import stage_1
 from pin_jax.small.shape import Shape
@@ -61,13 +62,15 @@ def start(config: ConfigDict, shape: Shape, bank: Any, seen: Any, embedding: np.
             )  # fmt: skip
             target = np.where(real[:, None], said[which], nothing)
             shuffled = np.asarray(pixel_shuffle(tokens[None], r))[0]
-            blocks = np.asarray(pixel_shuffle(target[None], r))[0].reshape(len(shuffled), r * r, -1).mean(1)
+            blocks = (
+                np.asarray(pixel_shuffle(jnp.asarray(target[None]), r))[0].reshape(len(shuffled), r * r, -1).mean(1)
+            )
             square += shuffled.T @ shuffled
             cross += shuffled.T @ blocks
     return np.linalg.solve(square, cross).astype(np.float32)
 
 
-def loss_fn(model: SmolVLM, projection: Any, lm: Any, batch: dict[str, jax.Array]):
+def loss_fn(model: nn.Module, projection: Any, lm: Any, batch: dict[str, jax.Array]):
     """Weighted next-token cross-entropy of `captions.Sentences`.
 
     Returns:

@@ -12,6 +12,7 @@ from input_pipeline.pasted.names import twemoji_table
 from input_pipeline.pasted.scenes import SceneConfig, Scenes
 from input_pipeline.text import captions, word_tokenizer
 from input_pipeline.text.box_codec import BoxCodec
+from input_pipeline.text.prompts import Frame
 
 CODEC = BoxCodec(160, 16)
 NAMES = tuple(sorted(twemoji_table()))
@@ -118,3 +119,23 @@ def test_a_look_stays_inside_its_box_and_changes_the_picture():
         drawn = looks.apply(sprite, look, (40, 30))
         assert drawn.size == (40, 30) and drawn.mode == "RGBA"
         assert np.abs(np.asarray(drawn, int) - np.asarray(plain, int)).mean() > 2
+
+
+def test_sentences_say_what_is_true_and_weigh_it(tokenizer, records):
+    frame = Frame("<image>" * 3, suffix="<|endofchunk|>")
+    texts = captions.Sentences(tokenizer, frame, 80)
+    stated = 0
+    for i, record in enumerate(records):
+        out = texts.random_map({**record, "vision": np.zeros((4, 2))}, np.random.default_rng(i))
+        ids, target = out["ids"], out["target"]
+        assert ids.shape == target.shape == (80,) and not target[:3].any() and out["vision"].shape == (4, 2)
+        text = tokenizer.decode([token for token in ids if token != tokenizer.pad_token_id])
+        look_of = dict(zip(record["names"], record["looks"], strict=True))
+        said = re.findall(r"The (\w+) of the ([^.]+?) is (\w+)\.", text)
+        stated += len(said)
+        assert len(said) == 2 and all(getattr(look_of[name], slot) == word for slot, name, word in said)
+        assert not re.search(r"\d", text) and all(name in text for name in record["names"])
+        words = tokenizer.convert_ids_to_tokens(ids)
+        weighed = {word.strip() for word, weight in zip(words, target, strict=True) if weight == captions.NAME}
+        assert weighed == set(record["names"]) and (target == captions.ANSWER).sum() == 2
+    assert stated == 400
