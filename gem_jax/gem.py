@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from gem_jax import asked, heatmaps, pretrained, proxies, refinement, tower, windows
 from gem_jax import attention as attention_lib
-from gem_jax import heatmaps, pretrained, proxies, refinement, tower, windows
 from gem_jax import regions as regions_lib
 from gem_jax.pretrained import ImageText
 from input_pipeline.errors import UserError
@@ -132,7 +132,7 @@ class GEM:
         """
         if not isinstance(prompts, str) and hasattr(prompts, "shape"):
             return self.model.encode_text(np.asarray(prompts))
-        prompts = _checked(prompts)  # pyright: ignore[reportArgumentType] (an array has been told by its shape)
+        prompts = asked.names(prompts)  # pyright: ignore[reportArgumentType] (an array has been told by its shape)
         known = self._known  # other threads may ask for other prompts meanwhile
         new = [p for p in dict.fromkeys(prompts) if p not in known]
         if new:
@@ -224,7 +224,7 @@ class GEM:
           UserError: no image, or none that can be read; an empty prompt; not one list of prompts for each image.
         """
         images = listed(images)
-        lists = self._lists(prompts, len(images))
+        lists = asked.lists(prompts, len(images))
         most = max(map(len, lists))
         pixels, readable = self._readable(images)
         cut = self.cut(list(pixels), keys=images)
@@ -250,16 +250,6 @@ class GEM:
         for i, error in errors.items():
             reporting.say(f"image {i} of {len(images)} is left out: {error}")
         return np.stack(rows), np.array([i not in errors for i in range(len(images))])
-
-    def _lists(self, prompts: Any, count: int) -> list[list[str]]:
-        if isinstance(prompts, str):
-            raise UserError(f"prompts {prompts!r}: expected a list of names, such as [{prompts!r}]")
-        prompts = list(prompts)
-        if not prompts or isinstance(prompts[0], str):
-            return [_checked(prompts)] * count
-        if len(prompts) != count:
-            raise UserError(f"prompts: {len(prompts)} lists for {count} images; give one each, or one list of names")
-        return [_checked(own) for own in prompts]
 
     @staticmethod
     def _finished(maps: jax.Array, given: jax.Array, size: tuple[int, int], raw: bool) -> tuple[jax.Array, jax.Array]:
@@ -370,7 +360,7 @@ class GEM:
         out = []
         for image in listed(images):
             maps = self.large_maps(image, names, **options)
-            out.append(self.found(maps, _checked(names), threshold))
+            out.append(self.found(maps, asked.names(names), threshold))
         return out
 
     @staticmethod
@@ -398,15 +388,6 @@ class GEM:
     def draw(image: Picture, found: Sequence[Found]) -> Image.Image:
         """The picture with boxes and names on it; see `pin_jax.scoring.found.draw`."""
         return draw(image, found)
-
-
-def _checked(prompts: Iterable[str]) -> list[str]:
-    if isinstance(prompts, str):
-        raise UserError(f"prompts {prompts!r}: expected a list of names, such as [{prompts!r}]")
-    prompts = list(prompts)
-    if not prompts or any(not isinstance(p, str) or not p.strip() for p in prompts):
-        raise UserError(f"prompts {prompts}: expected names, none of them empty, such as ['cat', 'remote control']")
-    return [p.strip() for p in prompts]
 
 
 def _bucket(n: int) -> int:

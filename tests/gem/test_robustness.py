@@ -19,6 +19,7 @@ from gem_jax.evaluation import loop, segmentation
 from input_pipeline.errors import UserError
 from input_pipeline.pasted.looks import COLOURS
 from pin_jax.runtime.processes import launch
+from tests.fixtures import gem_models
 
 ROOT = pathlib.Path(__file__).parents[2]
 SAID = ("A photo of {article} {}.",)
@@ -120,3 +121,16 @@ def test_two_processes_share_the_pictures_and_write_once(tmp_path):
     assert "results.json" in told[1][0] and "results" not in told[2][0]  # the second says and writes nothing
     assert (tmp_path / "two" / "methods.png").stat().st_size > 1000
     assert Image.open(tmp_path / "two" / "methods.png").width > 100
+
+
+def test_upper_case_punctuation_and_unicode(tmp_path):
+    # OpenAI's tokenizer puts texts in lower case and knows every byte.
+    folder = gem_models.write_open_clip(tmp_path, gem_models.arrays(), quick_gelu=True)
+    clip = GEM.from_pretrained(folder, size=64, templates=("a photo of a {}.",))
+    same = clip.text_features(["cat", "CAT", "  Cat "])
+    np.testing.assert_allclose(same[1:], np.broadcast_to(same[:1], same[1:].shape), atol=1e-6)
+    said = ["cat", "cat!", "caf\u00e9", "\u732b", "\U0001f431", "cat's \u201cbowl\u201d"]
+    assert len(np.unique(clip.model.tokenize(said), axis=0)) == len(said)  # the small vocabulary has all bytes
+    assert np.isfinite(clip.text_features(said)).all()
+    maps = clip.maps(np.full((30, 40, 3), 120, np.uint8), ["\u732b", "CAT!"])
+    assert maps.shape == (2, 30, 40) and np.isfinite(maps).all()
