@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,20 @@ def interpolation(small: int, large: int) -> np.ndarray:
     """The matrix float32[large rounded up, small] of bilinear enlargement; rows beyond `large` are zero."""
     matrix = heatmaps.bilinear(small, large).astype(np.float32)
     return np.pad(matrix, [(0, -large % STEP), (0, 0)])
+
+
+def with_room(maps: jax.Array | np.ndarray, size: tuple[int, int]) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Maps float[P, h, w] and the matrices that enlarge them to a size, for few programs.
+
+    Refined maps are as large as their picture, and pictures have many sizes: such maps are filled up with zeros to a
+    multiple of `STEP`, which no row of a matrix reads.
+    """
+    rows, columns = (interpolation(n, m) for n, m in zip(maps.shape[1:], size, strict=True))
+    if min(maps.shape[1:]) >= STEP:
+        room = [-n % STEP for n in maps.shape[1:]]
+        maps = jnp.pad(jnp.asarray(maps), [(0, 0), (0, room[0]), (0, room[1])])
+        rows, columns = np.pad(rows, [(0, 0), (0, room[0])]), np.pad(columns, [(0, 0), (0, room[1])])
+    return maps, rows, columns
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -159,10 +174,9 @@ class PixelCounts:
         assert self._counts is not None
         padded = np.full(rounded(true.shape), UNKNOWN, np.int32)  # pyright: ignore[reportArgumentType]
         padded[: true.shape[0], : true.shape[1]] = true
-        matrices = (interpolation(n, m) for n, m in zip(maps.shape[1:], true.shape, strict=True))
         self._counts = count_pixels(
-            self._counts, maps, *matrices, padded, self._phrases, classes=self.classes, thresholds=self.thresholds,
-            scale=self.scale, smallest=self.smallest,
+            self._counts, *with_room(maps, true.shape), padded, self._phrases, classes=self.classes,
+            thresholds=self.thresholds, scale=self.scale, smallest=self.smallest,
         )  # fmt: skip
         self._pixels += true.size
         if self._pixels > self.ROOM:

@@ -54,7 +54,7 @@ class Points:
         """The same from small maps float[C, h, w], enlarged on the device; only the points' values come back."""
         places = np.array([(row["y"], row["x"]) for row in record["points"]])
         size = record["size"]
-        matrices = (on_device.interpolation(n, m) for n, m in zip(maps.shape[1:], size, strict=True))
+        maps, *matrices = on_device.with_room(maps, size)
         rooms = [(1 << (n - 1).bit_length()) - n for n in (len(maps), len(places))]  # sizes that were compiled before
         heat = on_device.heat_at(
             jnp.pad(jnp.asarray(maps), [(0, rooms[0]), (0, 0), (0, 0)]), *matrices, np.array(size),

@@ -59,6 +59,28 @@ def test_the_device_counts_as_numpy_does(form, smallest, monkeypatch):
     assert ours["sweep"] == pytest.approx(theirs["sweep"], abs=1e-6)
 
 
+def test_refined_maps_of_many_sizes_share_a_program():
+    rng = np.random.default_rng(3)
+    plain, device = (segmentation.Segmentation(["cat", "dog", "sky"], 40.0, (0.3, 0.6)) for _ in range(2))
+    made = None
+    for size in ((70, 100), (99, 127), (128, 65)):
+        maps = Enlarged(rng.uniform(0.1, 0.3, (3, *size)).astype(np.float32), size)  # as large as their picture
+        true = rng.integers(-2, 3, size)
+        plain.add({"labels": true}, maps)
+        device.count({"labels": true}, maps.small)
+        made = made or on_device.count_pixels._cache_size()
+    assert on_device.count_pixels._cache_size() == made
+    assert device.scores()["sweep"] == pytest.approx(plain.scores()["sweep"], abs=1e-6)
+    points_plain, points_device = points.Points(), points.Points()
+    rows = [
+        {"name": "cat", "x": int(rng.integers(100)), "y": int(rng.integers(70)), "positive": True} for _ in range(9)
+    ]
+    maps = Enlarged(rng.uniform(0.1, 0.3, (1, 70, 100)).astype(np.float32), (70, 100))
+    points_plain.add({"points": rows}, maps)
+    points_device.count({"points": rows, "size": (70, 100)}, maps.small)
+    assert points_plain.scores() == points_device.scores()
+
+
 def test_points_are_read_on_the_device_as_on_the_host():
     rng = np.random.default_rng(1)
     plain, device = points.Points(), points.Points()
