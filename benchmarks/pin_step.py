@@ -1,12 +1,14 @@
-"""BLIP-2's train step, forward pass and decoding at sizes that fit, against transformers and KerasHub in the same run.
+"""Train step, forward pass and decoding of BLIP-2 or SmolVLM, against transformers and KerasHub in the same run.
 
-  python benchmarks/pin_step.py --model mid --batch 4                      # CPU, minutes
+  python benchmarks/pin_step.py --model mid --batch 4                      # a BLIP-2 on a CPU, minutes
+  python benchmarks/pin_step.py --model smolvlm-256m --batch 2 --peers torch
   python benchmarks/pin_step.py --model opt-2.7b --dtype bfloat16 --batch 64 --out results.json      # an H100
 
 Weights are random: speed does not depend on them. Both sides train the insert on a frozen model (vision encoder without
-gradient, backward through language model and Q-Former, Adam) and write 12 tokens, on the same shapes. KerasHub, on
-its JAX backend, only runs forward: pixels and ids to logits. A peer that is not installed is left out; it may be in
-another environment (`--torch-python`, `--keras-python`). Peers run one after the other, so the machine should be idle.
+gradient, backward through language model and connector, Adam) and write 12 tokens, on the same shapes. KerasHub, on
+its JAX backend, only runs BLIP-2's forward pass: pixels and ids to logits. A peer that is not installed is left out; it
+may be in another environment (`--torch-python`, `--keras-python`). Peers run one after the other, so the machine should
+be idle.
 MFU is the work that the model needs (no recomputation) over the rate of a large matrix product measured here.
 """
 
@@ -37,6 +39,7 @@ from pin_jax.models.blip2 import Blip2, Blip2Config  # noqa: E402
 from pin_jax.models.interface import Inserts  # noqa: E402
 from pin_jax.models.language.opt import OPTConfig  # noqa: E402
 from pin_jax.models.qformer import QFormerConfig  # noqa: E402
+from pin_jax.models.smolvlm import SMOLVLM_256M, SMOLVLM_500M, SmolVLM, SmolVLMConfig  # noqa: E402
 from pin_jax.models.vit import ViTConfig  # noqa: E402
 from pin_jax.runtime import flops, sharding  # noqa: E402
 from pin_jax.vlm import VLM, skeleton  # noqa: E402
@@ -56,7 +59,8 @@ TINY = dataclasses.replace(  # to see that the script runs
     qformer=QFormerConfig(width=64, depth=2, heads=2, mlp=128),
     lm=dataclasses.replace(MID.lm, width=64, depth=2, heads=2, mlp=128),
 )
-MODELS = {"tiny": TINY, "mid": MID} | {name: config for name, config in SHAPES.items() if "opt" in name}
+MODELS: dict[str, Any] = {"tiny": TINY, "mid": MID} | {n: config for n, config in SHAPES.items() if "opt" in n}
+MODELS |= {"smolvlm-256m": SMOLVLM_256M, "smolvlm-500m": SMOLVLM_500M}
 STEPS = 12
 
 
@@ -90,10 +94,15 @@ def random_params(shapes: Any) -> Any:
     return jax.tree.unflatten(tree, [draw(x, jax.random.key(i)) for i, x in enumerate(leaves)])
 
 
-def inputs(config: Blip2Config, batch: int, length: int) -> dict[str, np.ndarray]:
+def image_places(config: Blip2Config | SmolVLMConfig) -> int:
+    """Tokens of a text that an image takes."""
+    return config.image_places if isinstance(config, SmolVLMConfig) else config.qformer.queries
+
+
+def inputs(config: Blip2Config | SmolVLMConfig, batch: int, length: int) -> dict[str, np.ndarray]:
     """One batch: pictures, texts with the image's places in front, and which tokens count."""
-    rng, queries = np.random.default_rng(0), config.qformer.queries
-    ids = rng.integers(3, 50000, (batch, queries + length), dtype=np.int32)
+    rng, queries = np.random.default_rng(0), image_places(config)
+    ids = rng.integers(3, 49000, (batch, queries + length), dtype=np.int32)
     ids[:, :queries] = config.image_token
     target = np.zeros(ids.shape, np.float32)
     target[:, -10:] = 1  # a box and its end
@@ -107,14 +116,18 @@ def inputs(config: Blip2Config, batch: int, length: int) -> dict[str, np.ndarray
     }
 
 
-def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+def ours(
+    config: Blip2Config | SmolVLMConfig, options: argparse.Namespace, batch: dict[str, np.ndarray]
+) -> dict[str, Any]:
     """This project's numbers."""
     dtype = None if options.dtype == "float32" else options.dtype
-    parts = {name: dataclasses.replace(getattr(config, name), dtype=dtype) for name in ("vision", "qformer", "lm")}
+    smol = isinstance(config, SmolVLMConfig)
+    trained = ("lm",) if smol else ("qformer", "lm")  # through which the gradient goes
+    parts = {name: dataclasses.replace(getattr(config, name), dtype=dtype) for name in ("vision", *trained)}
     parts["vision"] = dataclasses.replace(parts["vision"], attention=options.attention)
-    for name in ("qformer", "lm"):
+    for name in trained:
         parts[name] = dataclasses.replace(parts[name], remat=options.remat)
-    model = Blip2(dataclasses.replace(config, **parts))
+    model: Any = (SmolVLM if smol else Blip2)(dataclasses.replace(config, **parts))
     shapes = skeleton(model, dict.fromkeys(("vision", "qformer", "projection", "lm"), options.dtype))
     params = random_params(shapes)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -163,12 +176,10 @@ def ours(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.n
     return out
 
 
-def torchs(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-    """transformers on torch: the same frozen-backbone step, and generate()."""
-    import torch
+def blip2_of_torch(config: Blip2Config) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]:
+    """transformers' BLIP-2: its language model; pixels -> vision tokens; those -> what the language model reads."""
     import transformers
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     vision, qformer, lm = config.vision, config.qformer, config.lm
     theirs = transformers.Blip2Config(
         vision_config={
@@ -186,16 +197,66 @@ def torchs(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np
         num_query_tokens=qformer.queries,
         image_token_index=config.image_token,
     )  # fmt: skip
+    model = transformers.Blip2ForConditionalGeneration(theirs).eval().requires_grad_(False)
+
+    def connect(seen):
+        queries = model.query_tokens.expand(len(seen), -1, -1)
+        return model.language_projection(
+            model.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
+        )
+
+    return model.language_model, lambda pixels: model.vision_model(pixels).last_hidden_state, connect
+
+
+def smolvlm_of_torch(config: SmolVLMConfig) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]:
+    """transformers' Idefics3, as `blip2_of_torch`."""
+    import torch
+    import transformers
+    from transformers.models.idefics3 import modeling_idefics3
+
+    vision, lm = config.vision, config.lm
+    theirs = transformers.Idefics3Config(
+        vision_config={
+            "hidden_size": vision.width, "intermediate_size": vision.mlp, "num_hidden_layers": vision.depth,
+            "num_attention_heads": vision.heads, "image_size": vision.image_size, "patch_size": vision.patch,
+        },
+        text_config={
+            "model_type": "llama", "vocab_size": lm.vocab, "hidden_size": lm.width, "num_hidden_layers": lm.depth,
+            "intermediate_size": lm.mlp, "num_attention_heads": lm.heads, "num_key_value_heads": lm.key_heads,
+            "head_dim": lm.head_dim,
+        },
+        scale_factor=config.shuffle,
+    )  # fmt: skip
+    tower = transformers.Idefics3VisionTransformer(theirs.vision_config).eval().requires_grad_(False)
+    connector = modeling_idefics3.Idefics3Connector(theirs).eval().requires_grad_(False)
+    language = transformers.LlamaForCausalLM(theirs.text_config).eval().requires_grad_(False)
+    side = vision.grid
+
+    def see(pixels):
+        whole = torch.ones((len(pixels), side, side), dtype=torch.bool, device=pixels.device)
+        return tower(pixels, patch_attention_mask=whole).last_hidden_state
+
+    return language, see, connector
+
+
+def torchs(
+    config: Blip2Config | SmolVLMConfig, options: argparse.Namespace, batch: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """transformers on torch: the same frozen-backbone step, and generate()."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, options.dtype)
     with torch.device(device):
         torch.set_default_dtype(dtype)
-        model = transformers.Blip2ForConditionalGeneration(theirs).eval().requires_grad_(False)
+        smol = isinstance(config, SmolVLMConfig)
+        language, see, connect = smolvlm_of_torch(config) if smol else blip2_of_torch(config)
         torch.set_default_dtype(torch.float32)
         layers, width = [], 64
         for hidden in (512, 768):
             layers += [torch.nn.Linear(width, hidden), torch.nn.SiLU(), torch.nn.LayerNorm(hidden)]
             width = hidden
-        insert = torch.nn.Sequential(*layers, torch.nn.Linear(width, vision.width))
+        insert = torch.nn.Sequential(*layers, torch.nn.Linear(width, config.vision.width))
         places = torch.randn(config.media_tokens, 64)
     optimiser = torch.optim.Adam(insert.parameters(), lr=1e-3)
     image = torch.from_numpy(batch["image"].transpose(0, 3, 1, 2).copy()).to(device)
@@ -212,21 +273,17 @@ def torchs(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np
 
     def media(grad: bool):
         with torch.no_grad():
-            seen = model.vision_model(pixels()).last_hidden_state
+            seen = see(pixels())
         with torch.set_grad_enabled(grad):
-            seen = (seen + insert(places)).to(dtype)
-            queries = model.qformer(
-                query_embeds=model.query_tokens.expand(rows, -1, -1), encoder_hidden_states=seen
-            ).last_hidden_state
-            return model.language_projection(queries)
+            return connect((seen + insert(places)).to(dtype))
 
     def embeds(ids, grad):
-        words = model.get_input_embeddings()(ids)
-        return torch.cat([media(grad), words[:, qformer.queries :]], 1)
+        words = language.get_input_embeddings()(ids)
+        return torch.cat([media(grad), words[:, image_places(config) :]], 1)
 
     def one_step():
         optimiser.zero_grad()
-        logits = model.language_model(inputs_embeds=embeds(ids, True)).logits[:, :-1].float()
+        logits = language(inputs_embeds=embeds(ids, True)).logits[:, :-1].float()
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         loss.backward()
         optimiser.step()
@@ -238,7 +295,7 @@ def torchs(config: Blip2Config, options: argparse.Namespace, batch: dict[str, np
         def generate(beams=beams):
             with torch.no_grad():
                 x = embeds(ids[:, :-10], False)
-                model.language_model.generate(
+                language.generate(
                     inputs_embeds=x, attention_mask=torch.ones(x.shape[:2], dtype=torch.long, device=device),
                     num_beams=beams, do_sample=False, max_new_tokens=STEPS, min_new_tokens=STEPS,
                 )  # fmt: skip
@@ -314,6 +371,8 @@ def main() -> None:
     if set(peers) - set(NEEDS):
         parser.error(f"--peers {options.peers}: expected some of {','.join(NEEDS)}")
     config = MODELS[options.model]
+    if isinstance(config, SmolVLMConfig):
+        peers = [name for name in peers if name != "keras"]
     batch = inputs(config, options.batch, options.length)
     if options.part:
         print(json.dumps(PARTS[options.part](config, options, batch)))
