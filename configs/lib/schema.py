@@ -445,6 +445,11 @@ def is_part(known: Mapping[str, Entry], path: str) -> bool:
     return any(all(w in ("*", "**", p) for w, p in zip(wanted, parts, strict=True)) for wanted in above)
 
 
+def is_empty_part(known: Mapping[str, Entry], path: str, value: Any) -> bool:
+    """Whether it is a part of a config, of names or of places, with nothing in it."""
+    return (isinstance(value, Mapping | ConfigDict) or value in ((), [])) and is_part(known, path)
+
+
 def is_optional(path: str) -> bool:
     """Whether a config may lack an entry: it is one of many, or of a part whose reader has defaults."""
     return "*" in path or (path.partition(".")[0] in OPTIONAL and path not in NEEDED)
@@ -471,7 +476,7 @@ def check(config: ConfigDict) -> None:
     known = program(config.get("program"))
     for path, value in entries(config):
         entry = find(known, path)
-        if entry is None and (isinstance(value, Mapping | ConfigDict) or value in ((), [])) and is_part(known, path):
+        if entry is None and is_empty_part(known, path, value):
             continue
         if entry is None:
             near = difflib.get_close_matches(path, known, 1, 0.0)

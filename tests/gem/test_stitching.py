@@ -48,7 +48,10 @@ def test_attention_runs_over_the_whole_picture():
 OPTIONS = {"proxyclip": {"proxy": "assets/tiny_flamingo"}, "corrclip": {"proxy": "assets/tiny_flamingo", "merge": 0.9}}
 
 
-@pytest.mark.parametrize("attention", ["gem", "naclip", "proxyclip", "corrclip"])
+@pytest.mark.parametrize(
+    "attention",
+    ["gem", "corrclip", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("naclip", "proxyclip"))],
+)
 def test_sharing_between_windows(attention):
     gem = GEM.from_pretrained(
         "assets/tiny_clip", attention=attention, size=160, templates=SAID, **OPTIONS.get(attention, {})
