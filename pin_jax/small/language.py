@@ -90,8 +90,13 @@ def text_loss(logits: jax.Array, ids: jax.Array, weights: jax.Array) -> tuple[ja
     Returns:
       The loss, and the share of right answers among the tokens that weigh most, and among names.
     """
-    cost = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
-    right, weights = logits.argmax(-1) == ids[:, 1:], weights[:, 1:]
+    return weighted_loss(logits, ids[:, 1:], weights[:, 1:])
+
+
+def weighted_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The same of labels int[R, P] and weights float[R, P] at the places of the logits float[R, P, V]."""
+    cost = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    right = logits.argmax(-1) == labels
     answers, named = weights >= 6, (weights >= 3) & (weights < 6)
     return (cost * weights).sum() / weights.sum(), {
         "answers": (right & answers).sum() / answers.sum(),

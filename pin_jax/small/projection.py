@@ -14,15 +14,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from input_pipeline.loader import batches
 from input_pipeline.pasted import looks
-from input_pipeline.text.captions import ANSWER, NAME, Sentences
+from input_pipeline.text.captions import Sentences
 from pin_jax.models.smolvlm import pixel_shuffle
 from pin_jax.runtime.train_stage import adamw, train_stage
-from pin_jax.small import stage_1
+from pin_jax.small import language, stage_1
 from pin_jax.small.shape import Shape
 
 MARGIN = 2.0  # a token that names an absent object by this much more is taken for background
@@ -71,22 +70,12 @@ def start(config: ConfigDict, shape: Shape, bank: Any, seen: Any, embedding: np.
 
 
 def loss_fn(model: nn.Module, projection: Any, lm: Any, batch: dict[str, jax.Array]):
-    """Weighted next-token cross-entropy of `captions.Sentences`.
-
-    Returns:
-      The loss, and the share of right answers among looks, and among the tokens of names.
-    """
+    """Weighted next-token cross-entropy of `captions.Sentences`; see `language.text_loss`."""
     found: Any = model.apply(
         {"params": {"projection": projection, "lm": lm}}, batch["vision"][:, None],
         {"ids": batch["ids"], "target": batch["target"]}, method="predict",
     )  # fmt: skip
-    logits, labels, weights = found
-    cost = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    right, answers, named = logits.argmax(-1) == labels, weights >= ANSWER, (weights >= NAME) & (weights < ANSWER)
-    return (cost * weights).sum() / weights.sum(), {
-        "answers": (right & answers).sum() / answers.sum(),
-        "names": (right & named).sum() / jnp.maximum(named.sum(), 1),
-    }
+    return language.weighted_loss(*found)
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, shape: Shape, bank: Any, lm: Any) -> Any:

@@ -70,6 +70,13 @@ def test_means_are_those_of_the_enlarged_maps():
     )  # fmt: skip
 
 
+def test_regions_are_merged_through_chains():
+    angle = np.radians([0.0, 60.0, 30.0, 150.0])  # 0 and 1 are alike through 2 alone
+    features = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], -1), jnp.float32)[None]
+    merged = regions.merged(jnp.array([[0, 1, 2, 3]]), features, 8, 0.8)
+    assert merged.tolist() == [[0, 0, 0, 3]]
+
+
 def pamr_by_hand(maps: np.ndarray, x: np.ndarray, iterations: int, dilations: tuple[int, ...]) -> np.ndarray:
     """Pixel by pixel."""
     height, width = x.shape[:2]
