@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pin_jax.models.blip import BLIP, BLIPConfig
 from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from pin_jax.models.layers import unit_length
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig
-from pin_jax.runtime import reporting
+from pin_jax.runtime import files, reporting
 from pin_jax.weights import image_text, tokenizers
 from pin_jax.weights.configs import image_text as image_text_configs
 from pin_jax.weights.configs import sizes
@@ -272,8 +271,8 @@ def save(
     for tower in (config["vision"], config["text"]):
         tower.pop("dtype")  # a choice of the run, not of the weights
     meta = {"kind": KIND, "model": config, "image_mean": list(mean), "image_std": list(std), "names": list(names)}
-    (folder / "config.json").write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
-    safetensors.save_file(flatten(params), folder / "model.safetensors")
+    files.write_json(folder / "config.json", meta)
+    files.write_bytes(folder / "model.safetensors", safetensors.save(flatten(params)))
     tokenizer.save_pretrained(folder)
 
 

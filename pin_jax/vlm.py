@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 import threading
 from collections.abc import Mapping, Sequence
@@ -36,6 +35,7 @@ from pin_jax.models.perceiver import PerceiverConfig
 from pin_jax.models.qformer import QFormerConfig
 from pin_jax.models.smolvlm import SmolVLM, SmolVLMConfig
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig, normalise
+from pin_jax.runtime import files as written
 from pin_jax.runtime import sharding
 from pin_jax.weights import files, gguf, registry, tokenizers
 from pin_jax.weights.configs import sizes
@@ -260,8 +260,8 @@ def save(folder: pathlib.Path, vlm: VLM, decoder: str = "") -> None:
     if decoder:
         meta["decoder"] = decoder
         params = {name: part for name, part in params.items() if name != "lm"}
-    (folder / "config.json").write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
-    safetensors.save_file(flatten(params), folder / "model.safetensors")
+    written.write_json(folder / "config.json", meta)
+    written.write_bytes(folder / "model.safetensors", safetensors.save(flatten(params)))
     if not decoder:
         vlm.tokenizer.save_pretrained(folder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -79,9 +79,44 @@ def tied_head(x: Float[Array, "*rows D"], embedding: Float[Array, "V D"]) -> Flo
     return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
 
 
-def stack(module: nn.Module, name: str, init: Callable[[Array], Any]) -> dict[str, Any]:
+class Apart:
+    """The parameters of layers, each with arrays of its own, in the place of one stack of them: a node of pytrees.
+
+    XLA copies a layer's weights out of a stack each time that it comes to them. Where one token at a time is written on
+    a CPU, reading the weights is most of the work, and the copies double it.
+    """
+
+    def __init__(self, layers: Iterable[Any]):
+        self._layers = tuple(layers)  # the class itself is no tuple: Flax makes plain ones of those it is given
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, i: int) -> Any:
+        return self._layers[i]
+
+
+jax.tree_util.register_pytree_node(Apart, lambda layers: (layers._layers, None), lambda _, layers: Apart(layers))
+
+
+def apart(stack: Any) -> Apart:
+    """Cuts a stack of layers, each leaf with a leading axis for them, into arrays of their own: twice the memory while
+    the stack is kept."""
+    return Apart(jax.tree.map(lambda x, i=i: x[i], stack) for i in range(len(jax.tree.leaves(stack)[0])))
+
+
+def _of_layer(xs: Any, i: int) -> Any:
+    """What stands for layer i in stacks and `Apart`s."""
+    return jax.tree.map(lambda x: x[i], xs, is_leaf=_is_apart)
+
+
+def _is_apart(node: Any) -> bool:
+    return isinstance(node, Apart)
+
+
+def stack(module: nn.Module, name: str, init: Callable[[Array], Any]) -> Any:
     """The variables of a module's stacked layers, each leaf with a leading axis for the layers: what a layer's `apply`
-    takes, once it is cut along that axis.
+    takes, once it is cut along that axis. Layers that stand apart stay so.
 
     Parameters are made by `init(rng)`, or are what stands there; the collection `lora` is there where it has branches
     beside them.
@@ -91,6 +126,8 @@ def stack(module: nn.Module, name: str, init: Callable[[Array], Any]) -> dict[st
     variables = {"params": module.get_variable("params", name) if given else module.param(name, init)}
     if module.has_variable("lora", name):
         variables["lora"] = module.get_variable("lora", name)
+    if _is_apart(variables["params"]):
+        return Apart(_of_layer(variables, i) for i in range(len(variables["params"])))
     return variables
 
 
@@ -120,7 +157,7 @@ REMAT = {
 
 
 def scan(body: Callable, carry: Any, xs: Any, *, unroll: bool, remat: bool | str = False) -> tuple[Any, Any]:
-    """`jax.lax.scan` over stacked layers.
+    """`jax.lax.scan` over stacked layers; those that stand `Apart` are laid out one by one.
 
     On a mesh the carried activations stay split by rows, which keeps XLA gathering weights instead.
 
@@ -132,15 +169,17 @@ def scan(body: Callable, carry: Any, xs: Any, *, unroll: bool, remat: bool | str
     def layer(carry, x):
         return body(jax.tree.map(by_rows, carry), x)
 
-    if attention.is_watched():
+    policy = REMAT[remat if isinstance(remat, str) else "full" if remat else "none"]
+    pieces = jax.tree.leaves(xs, is_leaf=_is_apart)
+    watched, separate = attention.is_watched(), any(map(_is_apart, pieces))
+    if policy is not None and not watched:
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=unroll or separate)
+    if watched or separate:
         outputs = []
-        for i in range(len(jax.tree.leaves(xs)[0])):
-            carry, y = layer(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+        for i in range(len(pieces[0])):
+            carry, y = layer(carry, _of_layer(xs, i))
             outputs.append(y)
         return carry, jax.tree.map(lambda *y: jnp.stack(y), *outputs)
-    policy = REMAT[remat if isinstance(remat, str) else "full" if remat else "none"]
-    if policy is not None:
-        layer = jax.checkpoint(layer, policy=policy, prevent_cse=unroll)
     return jax.lax.scan(layer, carry, xs, unroll=True if unroll else 1)
 
 

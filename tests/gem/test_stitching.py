@@ -50,7 +50,7 @@ OPTIONS = {"proxyclip": {"proxy": "assets/tiny_flamingo"}, "corrclip": {"proxy":
 
 @pytest.mark.parametrize(
     "attention",
-    ["gem", "corrclip", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("naclip", "proxyclip"))],
+    ["gem", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("corrclip", "naclip", "proxyclip"))],
 )
 def test_sharing_between_windows(attention):
     gem = GEM.from_pretrained(

@@ -9,6 +9,7 @@ import pytest
 
 from pin_jax import methods
 from pin_jax.decoding.search import beam, greedy
+from pin_jax.models import layers
 from pin_jax.models.interface import Inserts
 from pin_jax.models.smolvlm import SmolVLM
 from pin_jax.vlm import skeleton
@@ -95,6 +96,36 @@ def test_methods_change_what_is_written_alike_with_and_without_a_cache(reference
     whole, last, after = both(inserts, params)
     np.testing.assert_allclose(whole, jnp.stack([last, after], 1), rtol=1e-4, atol=1e-4)
     assert np.abs(whole - arrays["out/logits"][:, -2:]).max() > 1e-3
+
+
+def test_layers_that_stand_apart_compute_what_a_stack_does(reference):
+    """Low-rank branches beside them, gradients through them, and writing with a cache."""
+    model, params, arrays = reference
+    separate = {
+        **params,
+        **{at: {**params[at], "blocks": layers.apart(params[at]["blocks"])} for at in ("vision", "lm")},
+    }
+    assert len(separate["lm"]["blocks"]) == model.config.lm.depth
+    method = methods.build("lora_v", model.config)
+    branches = jax.tree.map(lambda x: x + 0.1, method.init(jax.random.key(0), params))
+    ids, mask = (jnp.asarray(arrays[f"in/{key}"]) for key in ("input_ids", "attention_mask"))
+    pixels = jnp.asarray(arrays["in/pixels"])[:, None]
+
+    @jax.jit
+    def both(params):
+        def loss(branches):
+            inserts = method.inserts(branches)
+            logits = model.apply(inserts.variables(params), pixels, ids, mask, inserts)
+            return (jax.nn.logsumexp(logits, -1) * mask).sum(), logits
+
+        return jax.grad(loss, has_aux=True)(branches)
+
+    (slopes, logits), (expected, whole) = both(separate), both(params)
+    np.testing.assert_allclose(logits, whole, **TOLERANCE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), slopes, expected)
+    vision, steps = jnp.asarray(arrays["out/vision"])[:, None], arrays["out/greedy"].shape[1]
+    written = greedy(model, separate, vision, ids, mask, Inserts(), steps)
+    np.testing.assert_array_equal(written, arrays["out/greedy"])
 
 
 @pytest.mark.parametrize(("name", "insert"), [("256m", 1_020_416), ("500m", 1_020_416), ("2.2b", 1_315_712)])

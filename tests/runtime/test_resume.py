@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 from tests.fixtures.golden_files import ROOT
 from tests.fixtures.small import write_vlm
 
-STEPS = 400
+STEPS = 200
 
 
 def command(folder: pathlib.Path, workdir: pathlib.Path) -> list[str]:
     overrides = {
-        "vlm": folder, "steps": STEPS, "batch_size": 4, "cache_images": 16, "save_every": 40, "log_every": 10,
+        "vlm": folder, "steps": STEPS, "batch_size": 4, "cache_images": 16, "save_every": 20, "log_every": 5,
         "eval.images": 2, "curriculum": 0.25,
     }  # fmt: skip
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]

@@ -24,6 +24,7 @@ from input_pipeline.text.box_codec import BoxCodec
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD
 from tests.fixtures.gem_models import photo
 from tests.fixtures.golden_files import ROOT
+from tests.fixtures.small import write_vlm
 from tests.fixtures.tiny import random_params
 
 
@@ -40,6 +41,14 @@ def folder(tmp_path_factory) -> pathlib.Path:
     where = tmp_path_factory.mktemp("clip")
     pretrained.save(where, module, random_params(pretrained.skeleton(module)), tokenizer, CLIP_MEAN, CLIP_STD, names)
     return where
+
+
+def test_a_model_s_files_can_be_read_by_whoever_reads_the_others(folder, tmp_path):
+    """safetensors writes its own files for their owner alone; on a shared disk the next user is refused."""
+    plain = tmp_path / "plain"
+    plain.touch()
+    for path in (*folder.iterdir(), *write_vlm(tmp_path / "vlm").iterdir()):
+        assert path.stat().st_mode == plain.stat().st_mode, path
 
 
 def test_captions_name_what_is_there_and_no_more():
