@@ -159,8 +159,12 @@ def grouped(
     group = q.shape[2] // heads
     if group == 1:
         return over_segments(q, segments, scale)
+    watched = _WATCHED.get()
+    before = 0 if watched is None else len(watched)
     longer = [(k, v, bias if bias.shape[2] == 1 else jnp.tile(bias, (1, 1, group, 1))) for k, v, bias in segments]
     out = over_segments(rearrange(q, "r t (k g) d -> r (g t) k d", k=heads), longer, scale)
+    if watched is not None and len(watched) > before:
+        watched[-1] = rearrange(watched[-1], "r k (g t) s -> r (k g) t s", g=group)
     return rearrange(out, "r (g t) k d -> r t (k g) d", g=group)
 
 

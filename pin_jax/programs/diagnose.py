@@ -38,12 +38,12 @@ def run(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None) ->
             vlm.tokenizer, vlm.frame,
             [(f"In the image is{a}", f" {q.name}", " located at", box)
              for a, q, box in zip(before, asked, boxes, strict=True)],
-            True, config.text_length,
+            True,
         ),
         "names in a caption": diagnosis.encode(
             vlm.tokenizer, vlm.frame,
             [(f"A photo of{a}", "", "", f" {q.name}") for a, q in zip(before, asked, strict=True)],
-            False, config.text_length,
+            False,
         ),
     }  # fmt: skip
     reached = {

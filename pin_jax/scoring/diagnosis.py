@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from pin_jax.models import attention as attending
+from pin_jax.models.base import ImagesInText
 from pin_jax.models.interface import Inserts
 
 HEEDS, OUTGROWS = 0.25, 10.0  # of what names heed; times the norm of the vision tokens
@@ -36,31 +37,31 @@ class Texts:
     name: np.ndarray
 
 
-def encode(tokenizer: Any, frame: Any, parts: Sequence[tuple[str, str, str, str]], numbers: bool, length: int) -> Texts:
-    """Texts of questions.
+def encode(tokenizer: Any, frame: Any, parts: Sequence[tuple[str, str, str, str]], numbers: bool) -> Texts:
+    """Texts of questions, padded to the longest.
 
     Args:
       tokenizer, frame: the VLM's. parts: of each, what stands before the name, the name, what stands behind it in the
         prompt, and the answer. numbers: the answer's numbers are looked at; else all of it.
-      length: T, beyond the image's own tokens.
     """
 
     def ids_of(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    room = length + max(0, len(ids_of(frame.prefix)) - 1)
+    asked = [ids_of(frame.prompt(before + called + behind)) for before, called, behind, _ in parts]
+    told = [ids_of(answer) for *_, answer in parts]
+    begins = [0 if frame.encoder_decoder else len(one) for one in asked]
+    ends = [begin + len(one) for begin, one in zip(begins, told, strict=True)]
+    room = max(map(len, asked)) if frame.encoder_decoder else max(ends)
     ids, name = np.full((len(parts), room), tokenizer.pad_token_id, np.int32), np.zeros((len(parts), room), bool)
-    written = np.full_like(ids[:, :length], tokenizer.pad_token_id) if frame.encoder_decoder else ids
+    written = np.full((len(parts), max(ends)), tokenizer.pad_token_id, np.int32) if frame.encoder_decoder else ids
     target = np.zeros(written.shape, np.float32)
-    for i, (before, called, behind, answer) in enumerate(parts):
-        asked, told = ids_of(frame.prompt(before + called + behind)), ids_of(answer)
-        start = len(ids_of(frame.prefix + before))
-        ids[i, : len(asked)] = asked
-        name[i, start : len(ids_of(frame.prefix + before + called))] = bool(called)
-        first = 0 if frame.encoder_decoder else len(asked)
-        written[i, first : first + len(told)] = told
-        digits = [any(c.isdigit() for c in tokenizer.decode([token])) for token in told]
-        target[i, first : first + len(told)] = digits if numbers else 1
+    for i, (before, called, _, _) in enumerate(parts):
+        ids[i, : len(asked[i])] = asked[i]
+        name[i, len(ids_of(frame.prefix + before)) : len(ids_of(frame.prefix + before + called))] = bool(called)
+        written[i, begins[i] : ends[i]] = told[i]
+        digits = [any(c.isdigit() for c in tokenizer.decode([token])) for token in told[i]]
+        target[i, begins[i] : ends[i]] = digits if numbers else 1
     inputs = {"ids": ids, "target": target} | ({"labels": written} if frame.encoder_decoder else {})
     return Texts(inputs, name)
 
@@ -141,7 +142,7 @@ def attention(model: Any, frozen: Any, inserts: Inserts, vision: Any, texts: Tex
     extra = 0 if inserts.text is None else inserts.text.shape[0]
     own = np.pad(ids == config.image_token, [(0, 0), (extra, 0)]), np.pad(texts.name, [(0, 0), (extra, 0)])
     writes = inputs["labels"].shape[1] if "labels" in inputs else ids.shape[1] - 1 + extra
-    crossed = not hasattr(config, "qformer")  # the image's tokens are no tokens of the text
+    crossed = not isinstance(model, ImagesInText)  # the image's tokens are no tokens of the text
     rows = []
     for share in seen:
         (_, _, length, keys), row = share.shape, {}

@@ -32,7 +32,6 @@ def test_what_is_looked_at(flamingo):
         flamingo.frame,
         [("In the image is a", " red apple", " located at", " [0,10,40,80]")],
         True,
-        20,
     )
     ids, target = texts.inputs["ids"][0], texts.inputs["target"][0]
     assert flamingo.tokenizer.convert_ids_to_tokens(ids[texts.name[0]].tolist()) == [" red apple"]
@@ -42,7 +41,7 @@ def test_what_is_looked_at(flamingo):
 def test_gradients_at_the_joints(flamingo):
     """One image thrice, asked the same: all agree, and nothing stands between vision tokens and media here."""
     parts = 3 * [("In the image is a", " red apple", " located at", " [0,10,40,80]")]
-    texts = diagnosis.encode(flamingo.tokenizer, flamingo.frame, parts, True, 20)
+    texts = diagnosis.encode(flamingo.tokenizer, flamingo.frame, parts, True)
     method = methods.build("pin", flamingo.model.config)
     vision = np.random.default_rng(0).normal(size=(1, 100, 128)).astype(np.float32).repeat(3, 0)
     params = method.init(jax.random.key(0))
@@ -61,6 +60,16 @@ def test_watched_attention_is_that_of_the_model():
     attention.plain(q, k, v, bias)
     assert len(seen) == 1  # what runs outside is not collected
     np.testing.assert_allclose(jnp.einsum("bhts,bshd->bthd", seen[0], v), out, atol=1e-5)
+
+
+def test_watched_grouped_attention_is_by_head_of_queries():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 4, heads, 8)), jnp.float32) for heads in (6, 2, 2))
+    bias = attention.visible(jnp.tril(jnp.ones((4, 4), bool)))[None, None]
+    with attention.watching() as seen:
+        out = attention.grouped(q, [(k, v, bias)])
+    assert [x.shape for x in seen] == [(2, 6, 4, 4)]
+    np.testing.assert_allclose(jnp.einsum("bhts,bshd->bthd", seen[0], v.repeat(3, 2)), out, atol=1e-5)
 
 
 def test_the_verdict():

@@ -15,6 +15,7 @@ from configs import pin_smolvlm
 from input_pipeline.errors import UserError
 from pin_jax import evaluate, localisation
 from pin_jax.models.interface import Inserts
+from pin_jax.programs import pin
 from pin_jax.runtime import sharding
 from tests.fixtures import published
 
@@ -138,6 +139,19 @@ def test_smolvlm2_as_its_makers_wrote_it(folder, capsys):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"do_tile_twice": True}))
     with pytest.raises(UserError, match="'do_tile_twice' .* is not known here"):
         pin_jax.load_vlm(folder)
+
+
+def test_the_diagnosis_sees_the_image_s_tokens_in_the_text(folder, tmp_path):
+    config = pin_smolvlm.get_config("256m")
+    config.vlm, config.run, config.dtype = str(folder), "diagnose", "float32"
+    assert not config.text_length  # as many tokens as the texts need
+    pin.run(config, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert len(found["attention"]) == 2  # layers, of which each has 6 heads that read 2 of keys
+    for row in found["attention"]:
+        assert 0 < row["image"] < 1 and 0 < row["name"] < 1
+    reached = found["gradients"]["numbers of a box"]
+    assert reached["media"] > 0 and reached["vision"] > 0 and reached["insert"] > 0
 
 
 def test_the_prompt_may_be_the_users_request(folder):
