@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from pin_jax.models import layers  # noqa: E402
 from pin_jax.weights import gguf  # noqa: E402
 
 PROMPTS = (
@@ -38,8 +37,7 @@ STEPS = 32
 
 def ours(path: pathlib.Path) -> tuple[Callable[[str], list[int]], int]:
     """This project's greedy decoding: prompt -> token ids."""
-    model, params, tokenizer = gguf.load(path)
-    params = {**params, "blocks": layers.apart(params["blocks"])}
+    model, params, tokenizer = gguf.load(path, apart=True)
 
     @functools.partial(jax.jit, static_argnames="steps")
     def greedy(params: Any, ids: jax.Array, mask: jax.Array, steps: int) -> jax.Array:

@@ -17,6 +17,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import regular
+from pin_jax.models import layers
 from pin_jax.models.language.llama import Llama, LlamaConfig
 from pin_jax.weights.convert import convert
 from pin_jax.weights.files import short
@@ -135,24 +136,29 @@ class File(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
 
-def load(path: str | pathlib.Path, unroll: bool = False) -> tuple[Llama, Any, Any]:
+def load(path: str | pathlib.Path, apart: bool = False) -> tuple[Llama, Any, Any]:
     """A language model: the module, its parameters float32, and its tokenizer.
+
+    Args:
+      apart: each layer has arrays of its own (`layers.Apart`): faster where one token at a time is written on a CPU,
+        slower to compile.
 
     Raises:
       UserError: as `File`; a parameter that nothing fills, all listed; a tokenizer of another kind.
     """
-    import dataclasses
-
     import jax
     import jax.numpy as jnp
 
     file = File(path)
-    model = Llama(dataclasses.replace(file.config, unroll=unroll))
+    model = Llama(file.config)
     width = file.config.width
     shapes: Any = jax.eval_shape(
         lambda rng: model.init(rng, jnp.zeros((1, 1, width)), jnp.ones((1, 1), bool))["params"], jax.random.key(0)
     )
-    return model, convert(file, rules(r"model\.", tied=file.config.tied), shapes, str(file.path)), tokenizer(file)
+    params = convert(file, rules(r"model\.", tied=file.config.tied), shapes, str(file.path))
+    if apart:
+        params = {**params, "blocks": layers.apart(params["blocks"])}
+    return model, params, tokenizer(file)
 
 
 def tokenizer(file: File) -> Any:

@@ -90,14 +90,17 @@ def test_it_is_what_transformers_reads(tmp_path, tied):
     path = write(tmp_path, tied)
     model, params, tokenizer = reader.load(path)
     assert model.config.tied == tied
+    _, separate, _ = reader.load(path, apart=True)
+    assert len(separate["blocks"]) == DEPTH
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
     ids = np.array([tokenizer("In the image is a cat located at [12,345]")["input_ids"]], np.int32)
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(ids).long()).logits.numpy()
     with jax.default_matmul_precision("highest"):
         x = model.apply({"params": params}, jnp.asarray(ids), method="embed")
-        found = model.apply({"params": params}, x, jnp.ones(ids.shape, bool))
-    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+        for own in (params, separate):
+            found = model.apply({"params": own}, x, jnp.ones(ids.shape, bool))
+            np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
     again = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
     text = "<|im_start|>user\nWhere is 12,345?<|im_end|>\n"
     assert tokenizer(text)["input_ids"] == again(text, add_special_tokens=False)["input_ids"]
