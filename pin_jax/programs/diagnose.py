@@ -28,11 +28,27 @@ def run(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None) ->
         method, params = adapters.load(path, vlm, config.method)
     config.eval.images = min(config.eval.images, TEXTS)
     records = evaluate.scenes(config, vlm)
-    asked = list({query.image: query for query in queries.of_records(records)}.values())
+    every = queries.of_records(records)
+    asked = list({query.image: query for query in every}.values())
     inserts = method.inserts(params)
     vision = evaluate.encode(vlm, [records[query.image]["image"] for query in asked], inserts=inserts)
     before = [f" {article(query.name)}" for query in asked]
     boxes = [vlm.codec.encode(vlm.codec.to_cells(query.box)) for query in asked]
+    # The same questions behind a text that says where everything is: whether numbers can be looked up by name at all.
+    said = [
+        " ".join(
+            f"In the image is {article(q.name)} {q.name} located at{vlm.codec.encode(vlm.codec.to_cells(q.box))}."
+            for q in every
+            if q.image == one.image
+        )
+        for one in asked
+    ]
+    told = diagnosis.encode(
+        vlm.tokenizer, vlm.frame,
+        [(f"{text} In the image is{a}", f" {q.name}", " located at", box)
+         for text, a, q, box in zip(said, before, asked, boxes, strict=True)],
+        True,
+    )  # fmt: skip
     texts = {
         "numbers of a box": diagnosis.encode(
             vlm.tokenizer, vlm.frame,
@@ -49,9 +65,12 @@ def run(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None) ->
     reached = {
         key: diagnosis.gradients(vlm.model, vlm.params, method, params, vision, text) for key, text in texts.items()
     }
-    looks = diagnosis.attention(
-        vlm.model, vlm.params, Inserts() if inserts.in_vision else inserts, vision, texts["numbers of a box"]
-    )
+    own = Inserts() if inserts.in_vision else inserts  # those are in `vision` already
+    looks = diagnosis.attention(vlm.model, vlm.params, own, vision, texts["numbers of a box"])
+    answered = {"asked": texts["numbers of a box"]}
+    if told.inputs["ids"].shape[1] <= getattr(vlm.model.config.lm, "positions", np.inf):
+        answered["asked behind a text that says it"] = told
+    likely = {key: diagnosis.likelihood(vlm.model, vlm.params, own, vision, text) for key, text in answered.items()}
     psi = None if inserts.vision_output is None else np.linalg.norm(np.asarray(inserts.vision_output), axis=1).mean()
     tokens = np.linalg.norm(vision, axis=-1).mean()
     title = f"gradient of a token's log-likelihood, norms, {len(asked)} images"
@@ -61,12 +80,15 @@ def run(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None) ->
     found = {
         "gradients": reached,
         "attention": looks,
+        "likelihood": likely,
         "psi_norm": None if psi is None else float(psi),
         "token_norm": float(tokens),
         "verdict": diagnosis.verdict(
             reached["numbers of a box"]["vision"], reached["names in a caption"]["vision"], float(psi or 0), tokens
         ),
     }
+    for name, value in likely.items():
+        reporting.say(f"log-likelihood of a number's token, {name}: {value:.2f}")
     if psi is not None:
         reporting.say(f"|psi| {psi:.2f} a token, beside vision tokens of {tokens:.2f}")
     for line in found["verdict"]:

@@ -81,6 +81,17 @@ def _likelihood(model: Any, frozen: Any, inserts: Inserts, vision: jax.Array, sh
     return -((cost * weights).sum(1) / jnp.maximum(weights.sum(1), 1)).sum()
 
 
+def likelihood(model: Any, frozen: Any, inserts: Inserts, vision: Any, texts: Texts) -> float:
+    """Log-likelihood of a token that is looked at, in nats, mean over a text's tokens and over texts; vision as in
+    `gradients`."""
+
+    @jax.jit
+    def of(frozen, inserts, vision, inputs):
+        return _likelihood(model, frozen, inserts, vision, jnp.zeros(()), inputs)
+
+    return float(of(frozen, inserts, jnp.asarray(vision), texts.inputs)) / len(vision)
+
+
 def gradients(model: Any, frozen: Any, method: Any, params: Any, vision: Any, texts: Texts) -> dict[str, float]:
     """Norms of the gradient of a token's log-likelihood at each joint, mean over texts.
 

@@ -11,6 +11,7 @@ import pytest
 
 from pin_jax import methods, vlm
 from pin_jax.models import attention
+from pin_jax.models.interface import Inserts
 from pin_jax.programs import pin
 from pin_jax.scoring import diagnosis
 from tests.fixtures.small import config_for, write_vlm
@@ -51,6 +52,20 @@ def test_gradients_at_the_joints(flamingo):
     assert found["insert"] > 0
 
 
+def test_the_likelihood_of_what_is_looked_at(flamingo):
+    parts = [("In the image is a", " red apple", " located at", " [0,10,40,80]"),
+             ("In the image is a", " cat", " located at", " [20,10,40,30]")]  # fmt: skip
+    texts = diagnosis.encode(flamingo.tokenizer, flamingo.frame, parts, True)
+    vision = np.random.default_rng(0).normal(size=(2, 100, 128)).astype(np.float32)
+    found = diagnosis.likelihood(flamingo.model, flamingo.params, Inserts(), vision, texts)
+    ids, target = (texts.inputs[key] for key in ("ids", "target"))
+    logits = flamingo.model.apply({"params": flamingo.params}, None, ids, ids != 0, vision=vision[:, None])
+    each = jax.nn.log_softmax(logits)[:, :-1]
+    own = np.take_along_axis(np.asarray(each), ids[:, 1:, None], -1)[..., 0]
+    expected = [row[at[1:] > 0].mean() for row, at in zip(own, target, strict=True)]
+    assert target.sum() == 8 and found == pytest.approx(np.mean(expected), rel=1e-4)
+
+
 def test_watched_attention_is_that_of_the_model():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 4, 2, 8)), jnp.float32) for _ in range(3))
@@ -87,3 +102,4 @@ def test_the_run(folder, tmp_path):
     assert cross["image"] == pytest.approx(1) and cross["name"] is None and 0 < own["name"] < 1
     assert found["gradients"].keys() == {"numbers of a box", "names in a caption"}
     assert found["psi_norm"] > 0 and found["verdict"]
+    assert len(found["likelihood"]) == 2 and all(value < 0 for value in found["likelihood"].values())
