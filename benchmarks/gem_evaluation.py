@@ -25,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from gem_jax.evaluation import loop, segmentation  # noqa: E402
 from gem_jax.gem import GEM  # noqa: E402
 from gem_jax.pretrained import ImageText  # noqa: E402
+from gem_jax.tower import Beside  # noqa: E402
 from pin_jax.models.clip import CLIP, CLIPConfig, TextConfig  # noqa: E402
 from pin_jax.models.vit import CLIP_MEAN, CLIP_STD, ViTConfig  # noqa: E402
 from pin_jax.runtime import files, reporting  # noqa: E402
@@ -77,7 +78,7 @@ def tower(gem: GEM, source: Pictures) -> None:
     """The bare tower on all pictures; these wait ready."""
     for start in range(0, len(source), gem.batch_size):
         pixels = gem.preprocess([r["image"] for r in source.records[start : start + gem.batch_size]])
-        gem._one(gem._params, pixels, original=False).block_until_ready()
+        gem._one(gem._params, pixels, Beside(), original=False).block_until_ready()
 
 
 def plain(gem: GEM, source: Pictures, classes: list[str]) -> dict:

@@ -134,3 +134,14 @@ def test_upper_case_punctuation_and_unicode(tmp_path):
     assert np.isfinite(clip.text_features(said)).all()
     maps = clip.maps(np.full((30, 40, 3), 120, np.uint8), ["\u732b", "CAT!"])
     assert maps.shape == (2, 30, 40) and np.isfinite(maps).all()
+
+
+@pytest.mark.heavy
+def test_the_evaluation_benchmark_runs(tmp_path):
+    """And its mIoU is that of numpy, one picture at a time."""
+    flags = ["--model", "small", "--images", "2", "--rounds", "1", "--same", "2", "--classes", "5"]
+    out = tmp_path / "found.json"
+    command = [sys.executable, "benchmarks/gem_evaluation.py", *flags, "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    assert found["ratio"] > 0 and found["same"]["mIoU"] == pytest.approx(found["same"]["numpy mIoU"], abs=1e-6)
