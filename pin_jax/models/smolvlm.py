@@ -6,7 +6,9 @@ Marafioti et al. 2025, "SmolVLM: Redefining small and efficient multimodal model
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Float
@@ -25,6 +27,8 @@ class SmolVLMConfig:
     Attributes:
       vision, lm: the two towers.
       shuffle: r; every r x r patches become one token of the language model.
+      hidden: width of the projection's hidden layer, with a GELU (the connector of LLaVA-1.5, Liu et al. 2023);
+        0: one linear map without a bias, as in all published SmolVLMs.
       image_token: its places in a text take the image's tokens, in order.
       end_token, pad_token: of the texts that are written.
     """
@@ -35,6 +39,7 @@ class SmolVLMConfig:
     image_token: int
     end_token: int
     pad_token: int
+    hidden: int = 0
 
     @property
     def media_tokens(self) -> int:
@@ -70,6 +75,19 @@ def pixel_shuffle(x: Float[Array, "B N D"], r: int) -> Float[Array, "B M C"]:
     return rearrange(x, "b (h i w j) d -> b (h w) (i j d)", h=side // r, w=side // r, i=r, j=r)
 
 
+class HiddenProjection(nn.Module):
+    """The projection of a SmolVLM whose config has `hidden`: linear, GELU, linear, with biases."""
+
+    hidden: int
+    width: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L D_lm"]:
+        x = layers.ACTIVATIONS["gelu"](layers.dense(self.hidden, dtype=self.dtype, name="fc1")(x))
+        return layers.dense(self.width, dtype=self.dtype, name="fc2")(x)
+
+
 class SmolVLM(ImagesInText):
     """The whole VLM. Its media are the projected tokens, which stand among the text's embeddings.
 
@@ -82,7 +100,11 @@ class SmolVLM(ImagesInText):
     def setup(self):
         config = self.config
         self.vision = ViT(config.vision)
-        self.projection = layers.dense(config.lm.width, use_bias=False, dtype=config.lm.dtype)
+        width, dtype = config.lm.width, config.lm.dtype
+        if config.hidden:
+            self.projection: Any = HiddenProjection(config.hidden, width, dtype)
+        else:
+            self.projection = layers.dense(width, use_bias=False, dtype=dtype)
         self.lm = Llama(config.lm)
 
     def encode(self, pixels: Float[Array, "B I H W 3"], inserts: Inserts = Inserts()) -> Float[Array, "B I N D"]:

@@ -1,72 +1,91 @@
 """A small VLM around a published decoder: one projection learns from captions to say what a frozen ViT sees.
 
-Neither the ViT nor the decoder changes. The projection starts by least squares: a token of the image is to look like
-the words that a caption has for it. Which words those are say stage 1's names, learned from captions; no position is
+Neither the ViT nor the decoder changes. The projection starts by regression: a token of the image is to look like the
+embedding of what a caption calls it. Which name that is say stage 1's names, learned from captions; no position is
 used. Then it learns on captions and statements about looks, through the decoder.
 """
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from ml_collections import ConfigDict
 
 from input_pipeline.loader import batches
-from input_pipeline.pasted import looks
 from input_pipeline.text.captions import Sentences
 from pin_jax.models.smolvlm import pixel_shuffle
 from pin_jax.runtime.train_stage import adamw, train_stage
-from pin_jax.small import language, stage_1
+from pin_jax.small import language, stage_1, vision
 from pin_jax.small.shape import Shape
 
-MARGIN = 2.0  # a token that names an absent object by this much more is taken for background
-LOOK = 0.5  # share of a look's word beside the name's
-BACKGROUND, RIDGE = " background", 10.0
+SURE = 0.5  # chance of a name in the caption, among all names, from which on a patch is taken for that object
+REST = 0.3  # weight of a token without an object beside one with
+NOTHING = "."  # what a token without an object is to look like
 
 
-def _meaning(tokenizer: Any, embedding: np.ndarray, word: str) -> np.ndarray:
-    """The mean embedding of a word's tokens, float[D]."""
-    return embedding[tokenizer(word, add_special_tokens=False)["input_ids"]].mean(0)
+def meanings(tokenizer: Any, embedding: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    """Each word's tokens as one embedding float32[words, D]: a token weighs half of the one before it.
+
+    The first decides what the decoder will say; with a plain mean it says it much more rarely.
+    """
+    rows = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
+    return np.stack([np.average(embedding[row], axis=0, weights=0.5 ** np.arange(len(row))) for row in rows])
 
 
-def start(config: ConfigDict, shape: Shape, bank: Any, seen: Any, embedding: np.ndarray) -> np.ndarray:
-    """The projection's kernel float32[r r D, D_lm] by ridge regression.
+def start_loss(shape: Shape, params: Any, held: dict[str, Any], batch: dict[str, jax.Array]):
+    """Mean squared distance of the image's tokens to what their patches are called in the caption.
 
     Args:
-      bank: scene records with `vision`. seen: parameters of stage 1's names over it. embedding: the decoder's.
+      params: the projection's. held: `seen`, of stage 1's names; `words` float[names, D]; `nothing` float[D].
+      batch: vision float[B, N, D_vision], names int[B, K] (-1 pads).
     """
-    model, tokenizer = stage_1.bag_of_words(shape, frozen=True), shape.tokenizer
-    index = {name: i for i, name in enumerate(shape.names)}
-    words = np.stack([_meaning(tokenizer, embedding, f" {name}") for name in shape.names])
-    colours = {word: _meaning(tokenizer, embedding, f" {word}") for word in looks.SLOTS["colour"]}
-    nothing, r = _meaning(tokenizer, embedding, BACKGROUND), config.projection.shuffle
-    read = jax.jit(lambda vision: model.apply({"params": seen}, vision)[1])
-    width = bank[0]["vision"].shape[-1] * r * r
-    square, cross = RIDGE * np.eye(width), np.zeros((width, embedding.shape[1]))
-    for first in range(0, min(config.projection.start_images, len(bank)), 50):
-        records = [bank[i] for i in range(first, min(first + 50, config.projection.start_images, len(bank)))]
-        vision = np.stack([record["vision"] for record in records])
-        for record, tokens, scores in zip(records, vision, np.asarray(read(vision)), strict=True):
-            own = np.array([index[name] for name in record["names"]])
-            which = scores[:, own].argmax(1)
-            real = scores[np.arange(len(scores)), own[which]] >= scores.max(1) - MARGIN
-            said = np.stack(
-                [words[i] + LOOK * colours[look.colour] * (look.colour != looks.NONE)
-                 for i, look in zip(own, record["looks"], strict=True)]
-            )  # fmt: skip
-            target = np.where(real[:, None], said[which], nothing)
-            shuffled = np.asarray(pixel_shuffle(tokens[None], r))[0]
-            blocks = (
-                np.asarray(pixel_shuffle(jnp.asarray(target[None]), r))[0].reshape(len(shuffled), r * r, -1).mean(1)
-            )
-            square += shuffled.T @ shuffled
-            cross += shuffled.T @ blocks
-    return np.linalg.solve(square, cross).astype(np.float32)
+    model: Any = shape.model
+    media = model.apply({"params": {"projection": params}}, batch["vision"][:, None], method="fuse")[:, 0]
+    bag, names = stage_1.bag_of_words(shape, frozen=True), jnp.maximum(batch["names"], 0)
+    scores: Any = bag.apply({"params": held["seen"]}, batch["vision"])
+    own = jnp.take_along_axis(jax.nn.softmax(scores[1], -1), names[:, None], -1)  # B N K
+    sure = (own > SURE) & (batch["names"] >= 0)[:, None]
+    r = model.config.shuffle
+    patches = rearrange(pixel_shuffle(sure.astype(jnp.float32), r), "b m (p k) -> b m p k", p=r * r).sum(2)
+    which, found = jnp.take_along_axis(names, patches.argmax(-1), 1), patches.max(-1) > 0
+    target = jnp.where(found[..., None], held["words"][which], held["nothing"])
+    weight = jnp.where(found, 1.0, REST)
+    away = ((media - target) ** 2).sum(-1)
+    alike = (media * target).sum(-1) / jnp.linalg.norm(media, axis=-1) / jnp.linalg.norm(target, axis=-1)
+    return (away * weight).sum() / weight.sum(), {"alike": (alike * found).sum() / jnp.maximum(found.sum(), 1)}
+
+
+def train_start(config: ConfigDict, workdir: pathlib.Path, shape: Shape, bank: Any, embedding: np.ndarray) -> Any:
+    """The parameters that the projection starts from.
+
+    Args:
+      bank: scene records with `vision`. embedding: the decoder's, float[V, D].
+    """
+    part, model, tokenizer = config.projection.start, shape.model, shape.tokenizer
+    seen = stage_1.train_names(config, workdir, shape, bank, "names of tokens")
+    words, nothing = (meanings(tokenizer, embedding, some) for some in (shape.names, [NOTHING]))
+    params = model.init(jax.random.key(config.seed), jnp.asarray(bank[0]["vision"])[None, None], method="fuse")
+
+    def loss(params, held, batch, rng, option):
+        del rng, option
+        return start_loss(shape, params, held, batch)
+
+    def iterator():
+        names = vision.BagOfWords(shape.names, config.language_scenes.objects[1])
+        return batches(bank, [names], part.batch, seed=config.seed + 2, threads=config.threads)
+
+    held = {"seen": seen, "words": jnp.asarray(words), "nothing": jnp.asarray(nothing[0])}
+    return train_stage(
+        "stage 2, start of the projection", workdir / "projection_start", params["params"]["projection"],
+        adamw(part.lr, part.steps), loss, [(part.steps, iterator, [None])], config, held,
+    )  # fmt: skip
 
 
 def loss_fn(model: nn.Module, projection: Any, lm: Any, batch: dict[str, jax.Array]):
@@ -84,8 +103,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, shape: Shape, bank: Any, lm
     Args:
       bank: scene records with `vision`. lm: the decoder's parameters, which stay.
     """
-    seen = stage_1.train_names(config, workdir, shape, bank, "names of tokens")
-    kernel = start(config, shape, bank, seen, np.asarray(lm["embedding"]))
+    params = train_start(config, workdir, shape, bank, np.asarray(lm["embedding"]))
     part, model = config.projection, shape.model
 
     def loss(params, held, batch, rng, option):
@@ -93,10 +111,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, shape: Shape, bank: Any, lm
         return loss_fn(model, params, held, batch)
 
     def iterator():
-        texts = Sentences(shape.tokenizer, shape.frame, config.text_length, part.statements)
+        texts = Sentences(shape.tokenizer, shape.frame, config.text_length, part.statements, part.without_caption)
         return batches(bank, [texts], part.batch, seed=config.seed, threads=config.threads)
 
     phases, tx = [(part.steps, iterator, [None])], adamw(part.lr, part.steps)
-    return train_stage(
-        "stage 2, projection", workdir / "projection", {"kernel": jnp.asarray(kernel)}, tx, loss, phases, config, lm
-    )
+    return train_stage("stage 2, projection", workdir / "projection", params, tx, loss, phases, config, lm)

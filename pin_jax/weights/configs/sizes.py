@@ -12,7 +12,7 @@ from input_pipeline.errors import UserError
 from pin_jax.models.layers import ACTIVATIONS
 from pin_jax.weights.files import short
 
-_FROM_ZERO = {"image_token", "end_token", "pad_token", "eos", "pad", "start", "stem_width", "registers"}
+_FROM_ZERO = {"image_token", "end_token", "pad_token", "eos", "pad", "start", "stem_width", "registers", "hidden"}
 _MOST = 2**24
 # What is laid out one by one when a module is built: a number beyond all models would take for ever, not fail.
 _MOST_OF = {"depth": 1000, "decoder_depth": 1000, "cross_every": 1000, "queries": 4096, "latents": 4096}
