@@ -76,9 +76,11 @@ def box_loss(model: Any, frozen: Any, inserts: Any, batch: dict[str, jax.Array])
 
     Args:
       batch: vision float[B, N, D], ids int[B, Q, T], target float[B, Q, T]; labels int[B, Q, T] where answers stand
-        apart from their prompts; with places int[B, Q, P], of the tokens that count, only they go through the head.
+        apart from their prompts; with places int[B, Q, P], of the tokens that count, only they go through the head;
+        with opening int[B, S], what all questions of an image begin with is read once, and ids are what is behind it.
     """
     texts = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k in ("ids", "target", "labels", "places")}
+    texts |= {k: v for k, v in batch.items() if k == "opening"}
     logits, labels, weights = model.apply(
         inserts.variables(frozen), batch["vision"][:, None], texts, inserts, method="predict"
     )

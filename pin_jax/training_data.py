@@ -15,7 +15,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.loader import batches
 from input_pipeline.pasted import sizes
 from input_pipeline.pasted.scenes import Scenes, scene_config
-from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_lengths
+from input_pipeline.text.questions import BoxQuestions, Curriculum, needed_lengths, shared_opening
+from pin_jax.models.base import ImagesInText
 from pin_jax.runtime import feature_cache, reporting, sharding
 from pin_jax.runtime.files import AnyPath
 from pin_jax.scoring import first_batch
@@ -83,7 +84,8 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: in
       start: the step after which to go on.
     """
     length, targets = text_lengths(config, vlm, source)
-    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, length, vlm.frame, targets)
+    opening = shared_opening(vlm.tokenizer, vlm.frame) if reads_once(config, vlm) else ()
+    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, length, vlm.frame, targets, opening)
     index, count = sharding.process_part(vlm.mesh)
     return batches(
         source,
@@ -96,6 +98,12 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: in
         process=(index, count),
         start=start,
     )
+
+
+def reads_once(config: ConfigDict, vlm: VLM) -> bool:
+    """Whether what all questions of an image begin with, the image among it, goes through the language model once."""
+    in_text = isinstance(vlm.model, ImagesInText) and not vlm.frame.encoder_decoder
+    return in_text and config.questions_per_image > 1
 
 
 def planned_length(config: ConfigDict) -> int:
@@ -115,10 +123,16 @@ def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.Shap
     if vlm.frame.encoder_decoder:
         texts |= {"target": length, "labels": length}
     texts["places"] = length - 5 if config.curriculum else 16  # without `In the image is a`; a box and the end
+    opening = 0
+    if reads_once(config, vlm):  # `In the image is` stands behind the frame's prefix
+        opening = front + 4
+        texts |= {key: texts[key] - opening for key in ("ids", "target")}
     shapes = {
         key: jax.ShapeDtypeStruct((*rows, length), jnp.float32 if key == "target" else jnp.int32)
         for key, length in texts.items()
     }
+    if opening:
+        shapes["opening"] = jax.ShapeDtypeStruct((config.batch_size, opening), jnp.int32)
     return shapes | {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8)}
 
 

@@ -28,8 +28,9 @@ class BoxQuestions(grain.transforms.RandomMap):
 
     Returns ids int32[Q, T] (right-padded), target float32[Q, T] (1 where the token counts), places int32[Q, P] (where
     these tokens stand; -1 behind them) and the record's `vision` or `image`. Rows beyond the image's objects are all
-    pads. Where the frame keeps prompt and answer apart, ids hold the prompt, and labels int32[Q, T] the answer, to
-    which target and places belong.
+    pads. With an opening, there is opening int32[S] too, and ids, target and places are of what is behind it. Where the
+    frame keeps prompt and answer apart, ids hold the prompt, and labels int32[Q, T] the answer, to which target and
+    places belong.
 
     Attributes:
       tokenizer: a transformers tokenizer. codec: of boxes.
@@ -37,6 +38,7 @@ class BoxQuestions(grain.transforms.RandomMap):
       length: T, beyond the image's own tokens.
       frame: what stands around prompt and answer.
       targets: P; 0 makes no places.
+      opening: tokens that every text begins with, from `shared_opening`, which are to be read once an image.
     """
 
     tokenizer: Any
@@ -45,6 +47,7 @@ class BoxQuestions(grain.transforms.RandomMap):
     length: int
     frame: Frame = Frame()
     targets: int = 0
+    opening: tuple[int, ...] = ()
     _memory: Memory = dataclasses.field(default_factory=lambda: Memory(KEPT), repr=False, compare=False)
 
     @remembered
@@ -55,7 +58,8 @@ class BoxQuestions(grain.transforms.RandomMap):
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         asked = rng.permutation(len(record["query_text"]))[: self.questions]
         pad, frame = self.tokenizer.pad_token_id, self.frame
-        room = self.length + max(0, len(self._encode(frame.prefix)) - 1)
+        shared = len(self.opening)
+        room = self.length + max(0, len(self._encode(frame.prefix)) - 1) - shared
         out: dict[str, np.ndarray] = {"ids": np.full((self.questions, room), pad, np.int32)}
         if frame.encoder_decoder:
             out["labels"] = np.full((self.questions, self.length), pad, np.int32)
@@ -74,6 +78,9 @@ class BoxQuestions(grain.transforms.RandomMap):
                     f"text of {record['query_text'][i]!r} has {places} places for the image, expected"
                     f" {frame.prefix.count(PLACE)}; leave {PLACE} out of names"
                 )
+            if tuple(read[:shared]) != self.opening:
+                raise UserError(f"text of {record['query_text'][i]!r} does not begin as the others; change its name")
+            read = read[shared:]
             before = [] if frame.encoder_decoder else read
             fits = len(read) <= room and len(before) + len(answer) <= written.shape[1]
             if not fits or 0 < self.targets < len(answer):
@@ -86,7 +93,15 @@ class BoxQuestions(grain.transforms.RandomMap):
             out["target"][row, len(before) : len(before) + len(answer)] = 1
             if self.targets:
                 out["places"][row, : len(answer)] = np.arange(len(before), len(before) + len(answer))
+        out |= {"opening": np.array(self.opening, np.int32)} if shared else {}
         return out | {key: record[key] for key in ("vision", "image") if key in record}
+
+
+def shared_opening(tokenizer: Any, frame: Frame) -> tuple[int, ...]:
+    """Tokens that the texts of all questions begin with: the frame's prefix, and `In the image is`."""
+    texts = [frame.prompt(prompt_and_target(name, "")[0]) for name in ("cat", "apple")]
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return tuple(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*rows, strict=False)))
 
 
 def needed_lengths(

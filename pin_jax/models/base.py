@@ -83,8 +83,14 @@ class FusedModel(nn.Module):
     ) -> tuple[Float[Array, "R P V"], Int[Array, "R P"], Float[Array, "R P"]]:
         """Teacher forcing; see the interface. Pads are told by `config.pad_token`."""
         ids = texts["ids"]
+        if "opening" in texts:
+            return self._go_on(vision, texts, inserts)
         x, mask, _, media = self._embed(vision, ids, ids != self.config.pad_token, inserts)
         return self.lm.predict(x, mask, texts, self.never_predicted(vision.shape[1]), media)
+
+    def _go_on(self, vision, texts, inserts):
+        """`predict` of texts behind an opening."""
+        raise NotImplementedError
 
     def never_predicted(self, images: int) -> int:
         """How many tokens at the beginning of a text never count in the loss."""
@@ -133,6 +139,12 @@ class ImagesInText(FusedModel):
     def never_predicted(self, images: int) -> int:
         """The images' own places."""
         return self.config.image_places * images
+
+    def _go_on(self, vision, texts, inserts):
+        opening = texts["opening"]
+        first, seen, _, _ = self._embed(vision, opening, opening != self.config.pad_token, inserts)
+        x, mask = self.lm.embed(texts["ids"]).astype(first.dtype), texts["ids"] != self.config.pad_token
+        return self.lm.predict(x, mask, texts, 1, opening=(first, seen))
 
     def read(self, media: Float[Array, "B I Q D"], ids: Int[Array, "R T"]) -> tuple[Float[Array, "R T D"], None]:
         """Embeddings of texts, with the media tokens of their images at the image tokens, in order."""

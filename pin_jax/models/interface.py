@@ -174,7 +174,9 @@ class VisionLanguageModel(Protocol):
         Args:
           texts: ids int[R, T] and target float[R, T], the weight of each token; where a model reads one text and writes
             another, labels int[R, T] too, to which target belongs. With places int[R, P], where tokens of weight stand
-            (-1 for none), only these go through the head; without, P is all that can count.
+            (-1 for none), only these go through the head; without, P is all that can count. With opening int[B, S], of
+            VLMs whose images stand in texts, all texts of a sample begin with these tokens, which are read once; ids,
+            target and places are of what is behind them.
         """
         ...
 

@@ -18,7 +18,7 @@ def texts(batch: Mapping[str, np.ndarray], tokenizer: Any, hidden: Sequence[int]
     """What is read and what is taught of each question of each picture, as text; rows without targets are left out.
 
     Args:
-      batch: ids, target and perhaps labels, int or float[B, Q, T], as `BoxQuestions` makes them.
+      batch: ids, target and perhaps labels, int or float[B, Q, T], and opening int[B, S], as `BoxQuestions` makes them.
       hidden: tokens that are not shown: padding, the image's places.
     """
 
@@ -26,13 +26,14 @@ def texts(batch: Mapping[str, np.ndarray], tokenizer: Any, hidden: Sequence[int]
         return tokenizer.decode([int(token) for token in tokens if token not in hidden])
 
     written = batch.get("labels", batch["ids"])
+    openings = batch.get("opening", np.zeros((len(written), 0), np.int32))
     found = []
-    for ids, labels, target in zip(batch["ids"], written, batch["target"], strict=True):
+    for opening, ids, labels, target in zip(openings, batch["ids"], written, batch["target"], strict=True):
         rows = []
         for read, answer, counts in zip(ids, labels, target, strict=True):
             if counts.any():
                 before = read if "labels" in batch else read[: int(counts.argmax())]
-                rows.append((decode(before), decode(answer[counts > 0])))
+                rows.append((decode(np.concatenate([opening, before])), decode(answer[counts > 0])))
         found.append(rows)
     return found
 

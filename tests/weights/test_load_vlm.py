@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import pin_jax
 from input_pipeline.errors import UserError
-from input_pipeline.text.questions import BoxQuestions
+from input_pipeline.text.questions import BoxQuestions, shared_opening
 from pin_jax import training_data
 from pin_jax.models.blip2 import BLIP2_FLAN_T5_XL, BLIP2_OPT_2_7B, BLIP2_OPT_6_7B
 from pin_jax.programs import pin
@@ -75,15 +75,27 @@ def test_training_texts(folder):
     assert (out["ids"][0] == image).sum() == tiny_blip2.QUERIES and not (out["ids"][1] == image).any()
     read = vlm.tokenizer.decode(out["ids"][0], skip_special_tokens=True)
     assert read == "In the image is a cat located at" + ("" if vlm.frame.encoder_decoder else " [2,4,8,10]")
+    if not vlm.frame.encoder_decoder:  # cut where all texts still agree, they are the same texts
+        opening = shared_opening(vlm.tokenizer, vlm.frame)
+        assert vlm.tokenizer.decode(opening, skip_special_tokens=True) == "In the image is"
+        once = dataclasses.replace(questions, opening=opening).random_map(record, np.random.default_rng(0))
+        for key, before in (("ids", once["opening"]), ("target", np.zeros(len(opening)))):
+            np.testing.assert_array_equal(np.concatenate([before, once[key][0]]), out[key][0])
     texts = vlm.detokenize(np.stack([counted, counted]))
     box, parsed = vlm.codec.decode(texts[0])
     assert parsed and box.tolist() == [2, 4, 8, 10]
     with pytest.raises(UserError, match="'cat' has over 8 tokens; raise config.text_length"):
         BoxQuestions(vlm.tokenizer, vlm.codec, 2, 8, vlm.frame).random_map(record, np.random.default_rng(0))
-    shapes = training_data.batch_shapes(tiny_blip2.config_for(folder), vlm, len(questions._encode(vlm.frame.prefix)))
-    for key, value in out.items():
-        if key != "image":
-            assert shapes[key].shape[2] == value.shape[1], key
+    config = tiny_blip2.config_for(folder)
+    for asked in (1, 2):
+        config.questions_per_image = asked
+        shapes = training_data.batch_shapes(config, vlm, len(questions._encode(vlm.frame.prefix)))
+        opening = shared_opening(vlm.tokenizer, vlm.frame) if training_data.reads_once(config, vlm) else ()
+        out = dataclasses.replace(questions, opening=opening).random_map(record, np.random.default_rng(0))
+        for key, value in out.items():
+            if key != "image":
+                assert shapes[key].shape[-1] == value.shape[-1], (asked, key)
+        assert ("opening" in shapes) == (asked == 2 and not vlm.frame.encoder_decoder)
 
 
 def test_tokens_that_published_models_put_into_every_text(folder):

@@ -86,6 +86,16 @@ class Decoder(nn.Module):
         bias = self.bias(columns, columns[0], mask)
         return self.run(self.place(x, places), self.told(columns, places), bias, media)
 
+    def _go_on(self, x, mask, opening):
+        """Texts behind the opening that they share -> hidden states float[R, T, D]."""
+        first, seen = opening
+        _, keys = self._read(first, seen, None)
+        read, each = first.shape[1], len(x) // len(first)
+        columns = read + jnp.arange(x.shape[1])[None]
+        places = jnp.where(mask, jnp.repeat(seen.sum(1), each)[:, None] + jnp.cumsum(mask, 1) - 1, -1)
+        own, before = self.bias(columns, columns[0], mask), self.bias(columns, jnp.arange(read), seen)
+        return self.run(self.place(x, places), self.told(columns, places), own, None, (keys, before))[0]
+
     def __call__(
         self,
         x: Float[Array, "R T D"],
@@ -105,11 +115,20 @@ class Decoder(nn.Module):
         texts: Mapping[str, Array],
         skip: int,
         media: Media | None = None,
+        opening: tuple[Float[Array, "B S D"], Bool[Array, "B S"]] | None = None,
     ) -> tuple[Float[Array, "R P V"], Int[Array, "R P"], Float[Array, "R P"]]:
-        """Teacher forcing; see the interface."""
+        """Teacher forcing; see the interface.
+
+        Args:
+          opening: embeddings and mask of what rows share: R is a multiple of B, and row r goes on from r // (R / B).
+        """
         prefix = x.shape[1] - texts["ids"].shape[1]
         media = None if media is None else dataclasses.replace(media, index=media.index[:, :-1])
-        hidden, _ = self._read(x[:, :-1], mask[:, :-1], self.media_keys(media))  # the last token is only predicted
+        x, mask = x[:, :-1], mask[:, :-1]  # the last token is only predicted
+        if opening is None:
+            hidden, _ = self._read(x, mask, self.media_keys(media))
+        else:
+            hidden = self._go_on(x, mask, opening)
         if "places" in texts:  # a token is predicted at the one before it
             hidden = at_places(hidden, prefix + texts["places"] - 1)
         else:
