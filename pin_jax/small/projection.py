@@ -62,14 +62,16 @@ def start_loss(shape: Shape, params: Any, held: dict[str, Any], batch: dict[str,
     return (away * weight).sum() / weight.sum(), {"alike": (alike * found).sum() / jnp.maximum(found.sum(), 1)}
 
 
-def train_start(config: ConfigDict, workdir: pathlib.Path, shape: Shape, bank: Any, embedding: np.ndarray) -> Any:
+def train_start(
+    config: ConfigDict, workdir: pathlib.Path, shape: Shape, bank: Any, seen: Any, embedding: np.ndarray
+) -> Any:
     """The parameters that the projection starts from.
 
     Args:
-      bank: scene records with `vision`. embedding: the decoder's, float[V, D].
+      bank: scene records with `vision`. seen: parameters of stage 1's names over it. embedding: the decoder's,
+        float[V, D].
     """
     part, model, tokenizer = config.projection.start, shape.model, shape.tokenizer
-    seen = stage_1.train_names(config, workdir, shape, bank, "names of tokens")
     words, nothing = (meanings(tokenizer, embedding, some) for some in (shape.names, [NOTHING]))
     params = model.init(jax.random.key(config.seed), jnp.asarray(bank[0]["vision"])[None, None], method="fuse")
 
@@ -103,7 +105,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, shape: Shape, bank: Any, lm
     Args:
       bank: scene records with `vision`. lm: the decoder's parameters, which stay.
     """
-    params = train_start(config, workdir, shape, bank, np.asarray(lm["embedding"]))
+    seen = stage_1.train_names(config, workdir, shape, bank, "names of tokens")
+    params = train_start(config, workdir, shape, bank, seen, np.asarray(lm["embedding"]))
     part, model = config.projection, shape.model
 
     def loss(params, held, batch, rng, option):

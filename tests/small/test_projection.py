@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -56,24 +57,32 @@ def records(count: int = 60) -> list[dict]:
 
 def small_config():
     config = tiny_smolvlm.get_config("smoke")
-    config.projection.start_images = 60
+    config.projection.start = {"lr": 1e-2, "steps": 200, "batch": 20}
+    config.log_every = 200
     return config
 
 
-def test_the_start_says_names_where_they_are_seen(shape):
-    rng = np.random.default_rng(1)
-    embedding = rng.standard_normal((shape.model.config.lm.vocab, 16)).astype(np.float32)
+@pytest.mark.parametrize("hidden", [0, 32])
+def test_the_start_says_names_where_they_are_seen(shape, hidden, tmp_path):
+    shape.model = SmolVLM(dataclasses.replace(shape.model.config, hidden=hidden))
+    embedding = np.random.default_rng(1).standard_normal((shape.model.config.lm.vocab, 16)).astype(np.float32)
+    bank = records()
     heads = {"names": 9 * np.eye(3, WIDTH, dtype=np.float32) - 1, "log_scale": np.float32(2.0)}
     model = projection.stage_1.bag_of_words(shape, frozen=True)
     init = model.init(jax.random.key(0), jnp.zeros((1, 16, WIDTH)), jnp.zeros((1, 1), int), method="everything")
-    bank = records()
-    kernel = projection.start(small_config(), shape, bank, {**init["params"], **heads}, embedding)
-    assert kernel.shape == (4 * WIDTH, 16) and kernel.dtype == np.float32
-    words = np.stack([projection._meaning(shape.tokenizer, embedding, f" {name}") for name in NAMES])
-    for record in bank[:10]:
-        media = np.asarray(projection.pixel_shuffle(record["vision"][None], 2))[0] @ kernel
+    seen = {**init["params"], **heads}
+    params = projection.train_start(small_config(), tmp_path, shape, bank, seen, embedding)
+    leaves = {"fc1", "fc2"} if hidden else {"kernel"}
+    assert set(params) == leaves
+    words = projection.meanings(shape.tokenizer, embedding, [*NAMES, "."])
+    first, second = (embedding[i] for i in shape.tokenizer(" red apple", add_special_tokens=False)["input_ids"][:2])
+    np.testing.assert_allclose(projection.meanings(shape.tokenizer, np.eye(len(embedding)), ["red apple"]).sum(), 1)
+    assert np.linalg.norm(words[2] - first) < np.linalg.norm(words[2] - second)
+    vision = jnp.stack([record["vision"] for record in bank[:10]])[:, None]
+    media = np.asarray(shape.model.apply({"params": {"projection": params}}, vision, method="fuse"))[:, 0]
+    for tokens, record in zip(media, bank[:10], strict=True):
         for place, name in zip((0, 3), record["names"], strict=True):
-            near = np.linalg.norm(media[place] - words, axis=-1)
+            near = np.linalg.norm(tokens[place] - words, axis=-1)
             assert near.argmin() == NAMES.index(name) and near.min() < 0.5 * np.sort(near)[1]
 
 

@@ -139,3 +139,17 @@ def test_sentences_say_what_is_true_and_weigh_it(tokenizer, records):
         weighed = {word.strip() for word, weight in zip(words, target, strict=True) if weight == captions.NAME}
         assert weighed == set(record["names"]) and (target == captions.ANSWER).sum() == 2
     assert stated == 400
+    bare = captions.Sentences(tokenizer, frame, 80, 1, without_caption=0.5)
+    rows = [bare.random_map({**records[0], "vision": np.zeros((4, 2))}, np.random.default_rng(i)) for i in range(200)]
+    captioned = [(row["target"] == captions.NAME).any() for row in rows]
+    assert 70 < sum(captioned) < 130
+    assert [(row["target"] == captions.ANSWER).sum() for row in rows] == [1 if said else 3 for said in captioned]
+
+
+def test_of_a_long_name_the_first_token_has_the_weight():
+    """The others follow without an image, and would hide in the mean whether it is read."""
+    long = word_tokenizer.build(("cat",), CODEC)
+    record = {"names": ["cat cat cat"], "looks": [looks.Look("big", "red")], "vision": np.zeros((4, 2))}
+    out = captions.Sentences(long, Frame("<image>"), 40, 0).random_map(record, np.random.default_rng(0))
+    name = out["target"][out["ids"] == long.convert_tokens_to_ids(" cat")]
+    assert name.tolist() == [captions.NAME, captions.COPY, captions.COPY]
