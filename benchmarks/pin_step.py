@@ -116,6 +116,33 @@ def inputs(config: Blip2Config | SmolVLMConfig, batch: int, length: int) -> dict
     }
 
 
+def several_questions(
+    config: Blip2Config | SmolVLMConfig, options: argparse.Namespace, batch: dict[str, Any], step: Any, held: list[Any]
+) -> dict[str, float]:
+    """Questions a second of training steps that ask several of an image: all read from the beginning, or behind one.
+
+    Vision tokens are given, as where `config.cache_images` keeps them.
+    """
+    asked, opening = options.questions, image_places(config) + 4  # and `In the image is`
+    rows, width = len(batch["ids"]), config.vision.width
+    vision = jax.random.normal(jax.random.key(0), (rows, config.media_tokens, width)).astype(options.dtype)
+    each = {k: jnp.repeat(batch[k], asked, 1) for k in ("ids", "target", "places")} | {"vision": vision}
+    once = {**each, **{k: each[k][..., opening:] for k in ("ids", "target")}, "places": each["places"] - opening}
+    once["opening"] = each["ids"][:, 0, :opening]
+    found = {}
+    for name, texts in (("each_from_its_beginning", each), ("behind_one_beginning", once)):
+
+        def one_step(texts=texts):
+            held[0], metrics = step(texts)
+            return jax.block_until_ready(metrics)
+
+        found[f"{name}_questions_per_second"] = rate(one_step, rows * asked, options.seconds)
+    once_rate, each_rate = (
+        found[f"{name}_questions_per_second"] for name in ("behind_one_beginning", "each_from_its_beginning")
+    )
+    return {"questions_an_image": asked, **found, "times_as_fast": once_rate / each_rate}
+
+
 def ours(
     config: Blip2Config | SmolVLMConfig, options: argparse.Namespace, batch: dict[str, np.ndarray]
 ) -> dict[str, Any]:
@@ -159,6 +186,8 @@ def ours(
     out["train_samples_per_second"] = samples = rate(one_step, rows, options.seconds)
     out["train_mfu"] = samples * work / rows / out["matmul_flops_per_second"]
     out["hours_for_150000_steps_of_64"] = 150_000 * 64 / samples / 3600
+    if options.questions > 1:
+        out |= several_questions(config, options, device, lambda texts: step(held[0], params, texts), held)
     forward = jax.jit(lambda params, image, ids: model.apply({"params": params}, vlm.pixels(image)[:, None], ids))
     out["forward_samples_per_second"] = rate(
         lambda: forward(params, device["image"], device["ids"][:, 0]).block_until_ready(), rows, options.seconds
@@ -359,6 +388,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=24, help="tokens of a text behind the image's own")
+    parser.add_argument("--questions", type=int, default=0, help="of an image, in training steps measured beside these")
     parser.add_argument("--remat", choices=("none", "full", "dots"), default="none")
     parser.add_argument("--attention", choices=("xla", "cudnn"), default="xla", help="of the vision encoder")
     parser.add_argument("--seconds", type=float, default=20, help="for each measurement")

@@ -24,8 +24,9 @@ def get_config(variant: str = "256m") -> ConfigDict:
     model, chosen = variants.parse(variant, "configs/pin_smolvlm.py", VARIANTS, CHOICES)
     if model == "tiny":
         config = pin.tiny("runs/tiny_smolvlm/tiny_smolvlm")
-        config.text_length, config.batch_size, config.steps, config.warmup = 0, 4, 1000, 100
-        config.questions_per_image, config.cache_images, config.log_every, config.save_every = 1, 4000, 10, 100
+        config.text_length, config.lr, config.warmup, config.batch_size, config.steps = 0, 3e-4, 100, 4, 850
+        config.train_scenes = ConfigDict({"objects": (2, 3)})  # two questions to ask of every image
+        config.cache_images, config.log_every, config.save_every = 3400, 10, 50
         config.eval.update({"images": 128, "decoder": "grid_greedy", "new_tokens": 24, "batch_size": 16})
         return variants.apply(config, chosen, CHOICES)
     config = pin.published()

@@ -1,6 +1,8 @@
 """SmolVLM against transformers: vision, connector, logits, greedy text; its published sizes; every method on it."""
 
+import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from pin_jax import methods
 from pin_jax.decoding.search import beam, greedy
 from pin_jax.models import layers
 from pin_jax.models.interface import Inserts
-from pin_jax.models.smolvlm import SmolVLM
+from pin_jax.models.smolvlm import SmolVLM, pixel_shuffle
 from pin_jax.vlm import skeleton
 from pin_jax.weights.convert import convert
 from pin_jax.weights.parameters import count_parameters
@@ -126,6 +128,24 @@ def test_layers_that_stand_apart_compute_what_a_stack_does(reference):
     vision, steps = jnp.asarray(arrays["out/vision"])[:, None], arrays["out/greedy"].shape[1]
     written = greedy(model, separate, vision, ids, mask, Inserts(), steps)
     np.testing.assert_array_equal(written, arrays["out/greedy"])
+
+
+def test_a_projection_with_a_hidden_layer(reference):
+    """The images' tokens are W2 gelu(W1 x + b1) + b2 of the shuffled ones, and nothing else of the model changes."""
+    model, params, arrays = reference
+    config = dataclasses.replace(model.config, hidden=24)
+    other, vision = SmolVLM(config), jnp.asarray(arrays["out/vision"])
+    rng = np.random.default_rng(0)
+    shapes = skeleton(other)["projection"]
+    own = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), shapes)
+    with jax.default_matmul_precision("highest"):
+        found = other.apply({"params": {"projection": own}}, vision[:, None], method="fuse")
+    x = np.asarray(pixel_shuffle(vision, config.shuffle), np.float64) @ own["fc1"]["kernel"] + own["fc1"]["bias"]
+    gelu = x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2
+    np.testing.assert_allclose(found[:, 0], gelu @ own["fc2"]["kernel"] + own["fc2"]["bias"], rtol=1e-4, atol=1e-3)
+    assert {name: leaf for name, leaf in skeleton(other).items() if name != "projection"} == {
+        name: leaf for name, leaf in skeleton(model).items() if name != "projection"
+    }
 
 
 @pytest.mark.parametrize(("name", "insert"), [("256m", 1_020_416), ("500m", 1_020_416), ("2.2b", 1_315_712)])
