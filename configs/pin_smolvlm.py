@@ -1,5 +1,5 @@
-"""PIN on SmolVLM, the VLM of a laptop. Variants: `256m`, `500m` and `2.2b`, the published models; `tiny`, what
-`configs/tiny_smolvlm.py` makes around SmolLM2-135M. Emoji on photographs
+"""PIN on SmolVLM, the VLM of a laptop. Variants: `256m`, `500m` and `2.2b`, the published models; `tiny`, a small
+one around SmolLM2-135M (`configs/tiny_smolvlm.py`). Emoji on photographs
 are the data unless others are given; behind the model may stand options, as in `pin_flamingo.py`.
 
   python main.py --config=configs/pin_smolvlm.py
@@ -16,17 +16,17 @@ from pin_jax.weights.published import SMOLVLM
 
 CHOICES = ablations.CHOICES | {"eval": variants.evaluate_boxes}
 VARIANTS = {name: f"{SMOLVLM[name].id}, not run here yet" for name in ("256m", "500m", "2.2b")}
-VARIANTS["tiny"] = "a small one around SmolLM2-135M, which configs/tiny_smolvlm.py makes first"
+VARIANTS["tiny"] = "a small one around SmolLM2-135M; configs/tiny_smolvlm.py made it"
 
 
 def get_config(variant: str = "256m") -> ConfigDict:
     """The run that `variant` names; every entry can be overridden on the command line."""
     model, chosen = variants.parse(variant, "configs/pin_smolvlm.py", VARIANTS, CHOICES)
     if model == "tiny":
-        config = pin.tiny("runs/tiny_smolvlm/tiny_smolvlm")
-        config.text_length, config.lr, config.warmup, config.batch_size, config.steps = 0, 3e-4, 100, 4, 850
+        config = pin.tiny("assets/tiny_smolvlm")
+        config.text_length, config.lr, config.warmup, config.batch_size, config.steps = 0, 1.5e-3, 100, 2, 900
         config.train_scenes = ConfigDict({"objects": (2, 3)})  # two questions to ask of every image
-        config.cache_images, config.log_every, config.save_every = 3400, 10, 50
+        config.cache_images, config.log_every, config.save_every = 1800, 10, 50
         config.eval.update({"images": 128, "decoder": "grid_greedy", "new_tokens": 24, "batch_size": 16})
         return variants.apply(config, chosen, CHOICES)
     config = pin.published()
