@@ -215,6 +215,14 @@ class Sentences(grain.transforms.RandomMap):
         }
 
 
+def longest_question(tokenizer: Any, names: Iterable[str]) -> int:
+    """The `length` of `LookQuestions` that holds every question about these names."""
+    texts = [
+        f"The {slot} of the {name} is {word}" for name in names for slot, words in looks.SLOTS.items() for word in words
+    ]
+    return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+
+
 @dataclasses.dataclass(frozen=True)
 class LookQuestions(grain.transforms.Map):
     """A scene's record -> its questions of looks with their answers, for scoring: `The colour of the cat is` -> ` red`.

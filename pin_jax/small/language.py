@@ -99,7 +99,7 @@ def weighted_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> t
     right = logits.argmax(-1) == labels
     answers, named = weights >= 6, (weights >= 3) & (weights < 6)
     return (cost * weights).sum() / weights.sum(), {
-        "answers": (right & answers).sum() / answers.sum(),
+        "answers": (right & answers).sum() / jnp.maximum(answers.sum(), 1),
         "names": (right & named).sum() / jnp.maximum(named.sum(), 1),
     }
 

@@ -185,7 +185,8 @@ def score(config: ConfigDict, workdir: pathlib.Path, vlm: vlm_lib.VLM) -> dict[s
     records = [scenes[i] for i in range(len(scenes))]
     seen = evaluate.encode(vlm, [r["image"] for r in records])
     most = max(len(r["names"]) for r in records)
-    rows = captions.LookQuestions(vlm.tokenizer, most, 24, image=vlm.frame.prefix)
+    length = captions.longest_question(vlm.tokenizer, vlm.names)
+    rows = captions.LookQuestions(vlm.tokenizer, most, length, image=vlm.frame.prefix)
     count = jax.jit(functools.partial(language.right_answers, vlm.model))
     plain = vlm.tokenizer(f" {looks.NONE}", add_special_tokens=False)["input_ids"][-1]
     totals: dict[str, float] = {}

@@ -110,6 +110,12 @@ def test_the_loss_goes_down_and_reads_the_image(shape):
     assert abs(float(step(own, blind)[0]) - values[-1]) > 1e-3
 
 
+def test_a_batch_without_statements_has_no_share_of_right_ones_but_0():
+    """Texts may be cut before theirs; a NaN in the log reads as a run that has failed."""
+    loss, shares = projection.language.weighted_loss(jnp.ones((1, 2, 3)), jnp.ones((1, 2), int), jnp.ones((1, 2)))
+    assert np.isfinite(float(loss)) and float(shares["answers"]) == float(shares["names"]) == 0
+
+
 @pytest.mark.torch
 def test_the_decoder_is_installed_and_never_written(tmp_path, capsys):
     from tests.weights.test_gguf import write

@@ -146,6 +146,15 @@ def test_sentences_say_what_is_true_and_weigh_it(tokenizer, records):
     assert [(row["target"] == captions.ANSWER).sum() for row in rows] == [1 if said else 3 for said in captioned]
 
 
+def test_questions_about_the_longest_name_fit(tokenizer, records):
+    """One that did not would leave rows of two lengths."""
+    name = "cat dog cat dog cat dog cat dog cat dog cat dog cat dog cat dog cat dog cat dog cat dog cat dog"
+    length = captions.longest_question(tokenizer, ["cat", name])
+    assert length > 24
+    asked = captions.LookQuestions(tokenizer, 1, length).map({"names": [name], "looks": [looks.Look("big", "red")]})
+    assert asked["ids"].shape == (4, length) and (asked["ids"][0] == tokenizer.pad_token_id).sum() <= 2
+
+
 def test_of_a_long_name_the_first_token_has_the_weight():
     """The others follow without an image, and would hide in the mean whether it is read."""
     long = word_tokenizer.build(("cat",), CODEC)
