@@ -29,24 +29,8 @@ from input_pipeline.pasted.scenes import Scenes, scene_config  # noqa: E402
 from input_pipeline.text import captions  # noqa: E402
 from pin_jax import evaluate  # noqa: E402
 from pin_jax import vlm as vlm_lib  # noqa: E402
-from pin_jax.models.smolvlm import pixel_shuffle  # noqa: E402
 from pin_jax.runtime import files, reporting  # noqa: E402
-from pin_jax.small import projection, recipe, shape, stage_1  # noqa: E402
-
-
-def sure_names(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Logits float[N, names] of patches -> the name int[N] among `known` that has more than half; -1 for none."""
-    chance = np.asarray(jax.nn.softmax(scores, -1))[:, known]
-    return np.where(chance.max(1) > projection.SURE, known[chance.argmax(1)], -1)
-
-
-def words_of(names: np.ndarray, words: np.ndarray, nothing: np.ndarray, r: int) -> np.ndarray:
-    """Names int[B, N] of patches -> what an image's tokens are to look like float[B, M, D]."""
-    tokens = []
-    for block in np.asarray(pixel_shuffle(jnp.asarray(names)[..., None], r)).reshape(-1, r * r):
-        found = block[block >= 0]
-        tokens.append(words[np.bincount(found).argmax()] if len(found) else nothing)
-    return np.stack(tokens).reshape(len(names), -1, words.shape[1])
+from pin_jax.small import projection, recipe, shape, stage_1, vision  # noqa: E402
 
 
 def main() -> None:
@@ -59,7 +43,7 @@ def main() -> None:
     whole = shape.build(config)
     vlm = vlm_lib.load(options.workdir / config.name)
     model: Any = vlm.model
-    r, lm, tokenizer = model.config.shuffle, vlm.params["lm"], vlm.tokenizer
+    lm, tokenizer = vlm.params["lm"], vlm.tokenizer
     drawn = {**config.scenes, **config.language_scenes, "background_split": "held_out", "vary": 0.0}
     scenes = Scenes(scene_config(drawn, vlm.codec), config.eval.seed, options.images)
     records = [scenes[i] for i in range(len(scenes))]
@@ -68,20 +52,13 @@ def main() -> None:
 
     bank = recipe.feature_bank(config, options.workdir, whole, vlm.params["vision"])
     heads = stage_1.train_names(config, options.workdir, whole, bank, "names of tokens")
-    bag: Any = stage_1.bag_of_words(whole, frozen=True)
-    scores = np.asarray(bag.apply({"params": heads}, seen)[1])
-    index = {name: i for i, name in enumerate(whole.names)}
-    said = np.stack(
-        [
-            sure_names(s, np.array([index[n] for n in record["names"]]))
-            for s, record in zip(scores, records, strict=True)
-        ]
-    )
-    alone = np.stack([sure_names(s, np.arange(len(whole.names))) for s in scores])
     embedding = np.asarray(lm["embedding"])
-    words, nothing = (projection.meanings(tokenizer, embedding, some) for some in (whole.names, [projection.NOTHING]))
-    target = words_of(said, words, nothing[0], r)
-    named = (np.asarray(pixel_shuffle(jnp.asarray(said)[..., None], r)) >= 0).any(-1)
+    held = projection.vocabulary(whole, heads, embedding)
+    captioned = vision.BagOfWords(whole.names, config.language_scenes.objects[1])
+    in_caption = np.stack([captioned.map(record)["names"] for record in records])
+    every = np.tile(np.arange(len(whole.names)), (len(records), 1))
+    target, named = (np.asarray(x) for x in projection.named(whole, held, jnp.asarray(seen), in_caption))
+    alone = np.asarray(projection.named(whole, held, jnp.asarray(seen), every)[0])
 
     def read(module, media, texts):
         x, _ = module.read(media[:, None], texts["ids"])
@@ -121,7 +98,7 @@ def main() -> None:
     rows = {
         "words of the caption, nothing in front": row(target, bare),
         "words of the caption": row(target),
-        "words of stage 1's names": row(words_of(alone, words, nothing[0], r)),
+        "words of stage 1's names": row(alone),
         "start, linear": row(start(0)),
         "start": row(start(config.projection.hidden)),
         "projection": row(media_of(vlm.params["projection"], model.config.hidden)),

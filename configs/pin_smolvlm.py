@@ -24,7 +24,7 @@ def get_config(variant: str = "256m") -> ConfigDict:
     model, chosen = variants.parse(variant, "configs/pin_smolvlm.py", VARIANTS, CHOICES)
     if model == "tiny":
         config = pin.tiny("assets/tiny_smolvlm")
-        config.text_length, config.lr, config.warmup, config.batch_size, config.steps = 0, 1.5e-3, 100, 2, 900
+        config.text_length, config.batch_size, config.steps, config.warmup = 0, 2, 900, 100
         config.train_scenes = ConfigDict({"objects": (2, 3)})  # two questions to ask of every image
         config.cache_images, config.log_every, config.save_every = 1800, 10, 50
         config.eval.update({"images": 128, "decoder": "grid_greedy", "new_tokens": 24, "batch_size": 16})

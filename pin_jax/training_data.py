@@ -123,17 +123,16 @@ def batch_shapes(config: ConfigDict, vlm: VLM, front: int) -> dict[str, jax.Shap
     if vlm.frame.encoder_decoder:
         texts |= {"target": length, "labels": length}
     texts["places"] = length - 5 if config.curriculum else 16  # without `In the image is a`; a box and the end
-    opening = 0
+    opened = {}
     if reads_once(config, vlm):  # `In the image is` stands behind the frame's prefix
         opening = front + 4
         texts |= {key: texts[key] - opening for key in ("ids", "target")}
+        opened["opening"] = jax.ShapeDtypeStruct((config.batch_size, opening), jnp.int32)
     shapes = {
         key: jax.ShapeDtypeStruct((*rows, length), jnp.float32 if key == "target" else jnp.int32)
         for key, length in texts.items()
     }
-    if opening:
-        shapes["opening"] = jax.ShapeDtypeStruct((config.batch_size, opening), jnp.int32)
-    return shapes | {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8)}
+    return shapes | opened | {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8)}
 
 
 def draw_first_batch(workdir: AnyPath, vlm: VLM, source: Curriculum, batch: dict[str, np.ndarray]) -> epath.Path:

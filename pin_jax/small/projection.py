@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from input_pipeline.loader import batches
@@ -39,27 +40,44 @@ def meanings(tokenizer: Any, embedding: np.ndarray, words: Sequence[str]) -> np.
     return np.stack([np.average(embedding[row], axis=0, weights=0.5 ** np.arange(len(row))) for row in rows])
 
 
+def named(
+    shape: Shape, held: dict[str, Any], tokens: jax.Array, names: jax.Array
+) -> tuple[Float[Array, "B M D_lm"], Bool[Array, "B M"]]:
+    """What the image's tokens are to look like, and which of them are an object's.
+
+    Args:
+      held: `seen`, of stage 1's names; `words` float[names, D_lm]; `nothing` float[D_lm].
+      tokens: of the vision encoder, float[B, N, D]. names: int[B, K] (-1 pads), those that may be said of an image.
+    """
+    bag: Any = stage_1.bag_of_words(shape, frozen=True)
+    scores, known = bag.apply({"params": held["seen"]}, tokens)[1], jnp.maximum(names, 0)
+    own = jnp.take_along_axis(jax.nn.softmax(scores, -1), known[:, None], -1)  # B N K
+    sure = (own > SURE) & (names >= 0)[:, None]
+    r = shape.model.config.shuffle
+    patches = rearrange(pixel_shuffle(sure.astype(jnp.float32), r), "b m (p k) -> b m p k", p=r * r).sum(2)
+    which, found = jnp.take_along_axis(known, patches.argmax(-1), 1), patches.max(-1) > 0
+    return jnp.where(found[..., None], held["words"][which], held["nothing"]), found
+
+
 def start_loss(shape: Shape, params: Any, held: dict[str, Any], batch: dict[str, jax.Array]):
     """Mean squared distance of the image's tokens to what their patches are called in the caption.
 
     Args:
-      params: the projection's. held: `seen`, of stage 1's names; `words` float[names, D]; `nothing` float[D].
-      batch: vision float[B, N, D_vision], names int[B, K] (-1 pads).
+      params: the projection's. held: see `named`. batch: vision float[B, N, D], names int[B, K] (-1 pads).
     """
     model: Any = shape.model
     media = model.apply({"params": {"projection": params}}, batch["vision"][:, None], method="fuse")[:, 0]
-    bag, names = stage_1.bag_of_words(shape, frozen=True), jnp.maximum(batch["names"], 0)
-    scores: Any = bag.apply({"params": held["seen"]}, batch["vision"])
-    own = jnp.take_along_axis(jax.nn.softmax(scores[1], -1), names[:, None], -1)  # B N K
-    sure = (own > SURE) & (batch["names"] >= 0)[:, None]
-    r = model.config.shuffle
-    patches = rearrange(pixel_shuffle(sure.astype(jnp.float32), r), "b m (p k) -> b m p k", p=r * r).sum(2)
-    which, found = jnp.take_along_axis(names, patches.argmax(-1), 1), patches.max(-1) > 0
-    target = jnp.where(found[..., None], held["words"][which], held["nothing"])
+    target, found = named(shape, held, batch["vision"], batch["names"])
     weight = jnp.where(found, 1.0, REST)
     away = ((media - target) ** 2).sum(-1)
     alike = (media * target).sum(-1) / jnp.linalg.norm(media, axis=-1) / jnp.linalg.norm(target, axis=-1)
     return (away * weight).sum() / weight.sum(), {"alike": (alike * found).sum() / jnp.maximum(found.sum(), 1)}
+
+
+def vocabulary(shape: Shape, seen: Any, embedding: np.ndarray) -> dict[str, Any]:
+    """`held` of `named`, by stage 1's parameters and the decoder's embedding float[V, D_lm]."""
+    words, nothing = (meanings(shape.tokenizer, embedding, some) for some in (shape.names, [NOTHING]))
+    return {"seen": seen, "words": jnp.asarray(words), "nothing": jnp.asarray(nothing[0])}
 
 
 def train_start(
@@ -71,8 +89,7 @@ def train_start(
       bank: scene records with `vision`. seen: parameters of stage 1's names over it. embedding: the decoder's,
         float[V, D].
     """
-    part, model, tokenizer = config.projection.start, shape.model, shape.tokenizer
-    words, nothing = (meanings(tokenizer, embedding, some) for some in (shape.names, [NOTHING]))
+    part, model = config.projection.start, shape.model
     params = model.init(jax.random.key(config.seed), jnp.asarray(bank[0]["vision"])[None, None], method="fuse")
 
     def loss(params, held, batch, rng, option):
@@ -83,7 +100,7 @@ def train_start(
         names = vision.BagOfWords(shape.names, config.language_scenes.objects[1])
         return batches(bank, [names], part.batch, seed=config.seed + 2, threads=config.threads)
 
-    held = {"seen": seen, "words": jnp.asarray(words), "nothing": jnp.asarray(nothing[0])}
+    held = vocabulary(shape, seen, embedding)
     return train_stage(
         "stage 2, start of the projection", workdir / "projection_start", params["params"]["projection"],
         adamw(part.lr, part.steps), loss, [(part.steps, iterator, [None])], config, held,

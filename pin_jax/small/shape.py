@@ -22,7 +22,7 @@ from pin_jax.models.smolvlm import SmolVLM, SmolVLMConfig
 from pin_jax.models.vit import ViTConfig
 from pin_jax.weights import gguf
 
-# In front of the image: of names whose embeddings stand in its places a decoder that was never shown an image says .44
+# In front of the image: of names whose embeddings stand in its places a decoder that was never shown an image says .43
 # with these words there, .34 without (benchmarks/projection.py).
 SAID = "Things in the photo:"
 

@@ -105,3 +105,17 @@ def test_weights_that_hold_nan_are_named(tmp_path):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(UserError, match=f"{name} holds NaN or infinity"):
         pretrained.load(folder)
+
+
+def test_the_hidden_layer_of_a_projection(tmp_path):
+    """Named before the decoder, which is installed apart, is looked for."""
+    folder = tmp_path / "smolvlm"
+    shutil.copytree(ROOT / "assets" / "tiny_smolvlm", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    meta = json.loads((folder / "config.json").read_text())
+    for value in (None, -1, "x", 1.5):
+        model = {**meta["model"], "hidden": value}
+        refused(
+            folder, vlm.load, json.dumps(meta | {"model": model}).encode(), f"hidden is {value!r}, expected a whole"
+        )
+    renamed = {"hiden" if name == "hidden" else name: value for name, value in meta["model"].items()}
+    refused(folder, vlm.load, json.dumps(meta | {"model": renamed}).encode(), "model: has 'hiden'; expected vision")
