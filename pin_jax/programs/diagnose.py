@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.text.prompts import article
 from pin_jax import adapters, evaluate, methods
+from pin_jax.models.base import ImagesInText
 from pin_jax.models.interface import Inserts
 from pin_jax.runtime import files, reporting
 from pin_jax.runtime.files import AnyPath
@@ -71,6 +72,16 @@ def run(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None) ->
     if told.inputs["ids"].shape[1] <= getattr(vlm.model.config.lm, "positions", np.inf):
         answered["asked behind a text that says it"] = told
     likely = {key: diagnosis.likelihood(vlm.model, vlm.params, own, vision, text) for key, text in answered.items()}
+    # An oracle at each joint: in the places of the image, and at the vision tokens.
+    if isinstance(vlm.model, ImagesInText):
+        says = [f" {article(q.name)} {q.name} located at{box}." for q, box in zip(asked, boxes, strict=True)]
+        likely["asked, with a text that says it in the image's places"] = diagnosis.in_place_of_images(
+            vlm.model, vlm.params, own, vision, texts["numbers of a box"],
+            vlm.tokenizer(says, add_special_tokens=False)["input_ids"],
+        )  # fmt: skip
+    likely["asked, each image's vision tokens fitted to its answer"] = diagnosis.fitted(
+        vlm.model, vlm.params, own, vision, texts["numbers of a box"]
+    )
     psi = None if inserts.vision_output is None else np.linalg.norm(np.asarray(inserts.vision_output), axis=1).mean()
     tokens = np.linalg.norm(vision, axis=-1).mean()
     title = f"gradient of a token's log-likelihood, norms, {len(asked)} images"

@@ -102,4 +102,15 @@ def test_the_run(folder, tmp_path):
     assert cross["image"] == pytest.approx(1) and cross["name"] is None and 0 < own["name"] < 1
     assert found["gradients"].keys() == {"numbers of a box", "names in a caption"}
     assert found["psi_norm"] > 0 and found["verdict"]
-    assert len(found["likelihood"]) == 2 and all(value < 0 for value in found["likelihood"].values())
+    assert len(found["likelihood"]) == 3 and all(value < 0 for value in found["likelihood"].values())
+
+
+def test_what_is_fitted_to_an_answer_makes_it_likely(flamingo):
+    parts = [("In the image is a", " red apple", " located at", " [0,10,40,80]"),
+             ("In the image is a", " cat", " located at", " [20,10,40,30]")]  # fmt: skip
+    texts = diagnosis.encode(flamingo.tokenizer, flamingo.frame, parts, True)
+    vision = np.random.default_rng(0).normal(size=(2, 100, 128)).astype(np.float32)
+    held = flamingo.model, flamingo.params, Inserts(), vision
+    before = diagnosis.likelihood(*held, texts)
+    assert diagnosis.fitted(*held, texts, steps=0) == pytest.approx(before, rel=1e-5)
+    assert diagnosis.fitted(*held, texts, steps=20) > before
