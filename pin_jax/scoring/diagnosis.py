@@ -95,8 +95,12 @@ def likelihood(model: Any, frozen: Any, inserts: Inserts, vision: Any, texts: Te
 def in_place_of_images(
     model: Any, frozen: Any, inserts: Inserts, vision: Any, texts: Texts, said: Sequence[Sequence[int]]
 ) -> float:
-    """`likelihood` with the embeddings of a text in the first of the image's places, whose others stay the image's: what
-    the language model can do with what it reads there. said: token ids of each; what is longer than the places is cut.
+    """`likelihood` with the embeddings of a text in the first of the image's places; the others stay the image's.
+
+    It says what the language model can do with what it reads there.
+
+    Args:
+      said: token ids of each text; what is longer than the places is cut.
 
     Raises:
       ValueError: the model's image does not stand among the text's embeddings.
@@ -110,16 +114,19 @@ def in_place_of_images(
     @jax.jit
     def of(frozen, inserts, vision, inputs, ids, here):
         variables = inserts.variables(frozen)
-        media = model.apply(variables, vision[:, None], inserts, method="fuse")
-        words = model.apply(variables, ids, method=embedded)[:, None].astype(media.dtype)
-        shift = jnp.where(here[:, None, :, None], words, media) - media
+        media: Any = model.apply(variables, vision[:, None], inserts, method="fuse")
+        words: Any = model.apply(variables, ids, method=embedded)
+        shift = jnp.where(here[:, None, :, None], words[:, None], media) - media
         return _likelihood(model, frozen, inserts, vision, shift, inputs)
 
-    media = jax.eval_shape(lambda v: model.apply(inserts.variables(frozen), v[:, None], inserts, method="fuse"), vision)
-    ids, here = np.zeros(media.shape[::2], np.int32), np.zeros(media.shape[::2], bool)
-    for row, mask, tokens in zip(ids, here, said, strict=True):
+    media: Any = jax.eval_shape(
+        lambda v: model.apply(inserts.variables(frozen), v[:, None], inserts, method="fuse"), jnp.asarray(vision)
+    )
+    places = media.shape[2]
+    ids, here = np.zeros((len(said), places), np.int32), np.zeros((len(said), places), bool)
+    for i, tokens in enumerate(said):
         count = min(len(tokens), model.config.image_places)
-        row[:count], mask[:count] = tokens[:count], True
+        ids[i, :count], here[i, :count] = tokens[:count], True
     return float(of(frozen, inserts, jnp.asarray(vision), texts.inputs, ids, here)) / len(vision)
 
 
