@@ -8,8 +8,10 @@ PIN's authors publish theirs as a torch file, which is read too, and written by 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +35,11 @@ from pin_jax.weights.parameters import count_parameters, fill, flatten, read_saf
 INSERT = "insert.safetensors"  # what an adapter is called in a folder of its own
 
 
+def _frame(vlm: VLM) -> str:
+    """What stands around prompts, as headers have it."""
+    return json.dumps(dataclasses.asdict(vlm.frame))
+
+
 def save(path: AnyPath, params: Any, config: ConfigDict, vlm: VLM) -> None:
     """Writes the trained parameters, and their card.
 
@@ -40,7 +47,7 @@ def save(path: AnyPath, params: Any, config: ConfigDict, vlm: VLM) -> None:
       UserError: they cannot be written.
     """
     name, options = methods.describe(methods.build(config.method, vlm.model.config, config.method_options))
-    meta = {"method": name, "options": json.dumps(options), "frozen": vlm.identity}
+    meta = {"method": name, "options": json.dumps(options), "frozen": vlm.identity, "frame": _frame(vlm)}
     files.write_bytes(path, safetensors.save(flatten(params), metadata=meta))
     card = meta | {"options": options, "vlm": str(config.vlm), "parameters": count_parameters(params)}
     files.write_json(path.with_suffix(".json"), card)
@@ -83,7 +90,8 @@ def _card(path: AnyPath) -> dict[str, Any] | None:
 
 
 def _header(path: AnyPath) -> dict[str, str]:
-    """What an adapter says of itself: method, options (JSON) and the identity of its frozen weights.
+    """What an adapter says of itself: method, options (JSON), the identity of its frozen weights, and the frame (JSON)
+    of the prompts that it was trained with, which files from before 2026-11-27 do not say.
 
     Raises:
       UserError: not a file of ours.
@@ -92,7 +100,7 @@ def _header(path: AnyPath) -> dict[str, str]:
         meta = file.metadata() or {}
     if not {"method", "options", "frozen"} <= meta.keys():
         raise UserError(f"adapter {path}: its header names no method; give a file that this project wrote")
-    return {name: meta[name] for name in ("method", "options", "frozen")}
+    return {name: meta[name] for name in ("method", "options", "frozen", "frame") if name in meta}
 
 
 def export(path: AnyPath, method: Any, params: Any) -> None:
@@ -135,6 +143,12 @@ def load(path: str | AnyPath, vlm: VLM, method: str = "") -> tuple[Any, Any]:
         raise UserError(
             f"adapter {path}: trained on frozen weights {meta['frozen'][:40]}, these are {vlm.identity};"
             " use its own VLM"
+        )
+    if meta.get("frame", frame := _frame(vlm)) != frame:
+        theirs, ours = (short(re.sub("(<image>)+", "<image>", text), 240) for text in (meta["frame"], frame))
+        raise UserError(
+            f"adapter {path}: trained with prompts in the frame {theirs}, these are in {ours}; give the"
+            " config.placement and config.example of its training"
         )
     try:
         options = json.loads(meta["options"])

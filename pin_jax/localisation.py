@@ -31,7 +31,7 @@ from pin_jax.vlm import VLM, load_vlm, on_grid
 from pin_jax.weights import smolvlm
 
 # Entries of a config that a VLM was read with.
-OF_VLM = ("vlm", "language_model", "vision", "dtype", "grid", "placement")
+OF_VLM = ("vlm", "language_model", "vision", "dtype", "grid", "placement", "example")
 
 
 def check_names(vlm: VLM, names: Sequence[str]) -> None:
@@ -339,6 +339,8 @@ def read_vlm(config: ConfigDict, mesh: Mesh) -> VLM:
     vlm, _ = load_vlm(config.vlm, config.dtype, mesh, rules, config.remat, config.attention, **pieces)
     if config.get("placement", "answer") != "answer":
         vlm = dataclasses.replace(vlm, frame=smolvlm.placed(vlm.model, config.placement))
+    if config.get("example", ""):
+        vlm = dataclasses.replace(vlm, frame=vlm.frame.behind(config.example))
     return on_grid(vlm, config.grid)
 
 

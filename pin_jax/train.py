@@ -38,14 +38,14 @@ from pin_jax.weights.parameters import count_parameters
 OUTGROWN = 10  # times the size of the vision tokens: an insert that large hides them
 # What a workdir is bound to; the other entries may change between runs.
 TRAINING = (
-    "seed", "vlm", "language_model", "vision", "grid", "placement", "method", "method_options", "dtype",
+    "seed", "vlm", "language_model", "vision", "grid", "placement", "example", "method", "method_options", "dtype",
     "scenes", "train_scenes", "vary_backgrounds", "curriculum", "questions_per_image", "text_length", "cache_images",
     "batch_size", "steps", "lr", "schedule", *OFF,
 )  # fmt: skip
 
 
 # What a config without these entries means: workdirs from before they existed are bound to these values.
-FORMER = OFF | {"placement": "answer"}
+FORMER = OFF | {"placement": "answer", "example": ""}
 
 
 def training_entries(config: dict[str, Any]) -> dict[str, Any]:

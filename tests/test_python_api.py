@@ -132,6 +132,19 @@ def test_the_small_models_from_loading_to_handing_on(name, tmp_path, monkeypatch
     assert "| 0.250 | 3 |" in card and f"`assets/{name}`" in card and 'PIN.from_pretrained("mine")' in card
 
 
+def test_an_adapter_brings_its_prompts(tmp_path, monkeypatch):
+    """What stands in front of every prompt is handed on with the insert, and another is refused."""
+    monkeypatch.chdir(tmp_path)
+    pin = PIN.from_pretrained("tiny_flamingo", example="In the image is a cat located at [10,20,50,60].")
+    assert pin.vlm.frame.prefix == "In the image is a cat located at [10,20,50,60].\n<image>"
+    pin.save_pretrained("mine")
+    assert PIN.from_pretrained("mine").vlm.frame == pin.vlm.frame
+    with pytest.raises(UserError, match="trained with prompts in the frame .* give the config.placement"):
+        PIN.from_pretrained("tiny_flamingo", insert="mine/insert.safetensors")
+    with pytest.raises(UserError, match="config.example .*: expected a text without <"):
+        PIN.from_pretrained("tiny_flamingo", example="<image> of another")
+
+
 def test_no_account_is_one_line(pin, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))

@@ -188,6 +188,11 @@ PIN: Entries = {
     "attention": one_of(("xla", "cudnn"), "of the vision encoder"),
     "grid": whole(2, 256, "cells along a side of the image; 0 is the VLM's own", also=(0,)),
     "placement": one_of(("answer", "request"), "where the prompt stands in a SmolVLM's chat"),
+    "example": Entry(
+        "a text without < and line breaks",
+        "in front of the image in every prompt",
+        lambda value: isinstance(value, str) and not set(value) & set("<\n\0"),
+    ),
     "mesh.*": whole(1, 10**6, "devices along an axis of the mesh; -1: those that are left", also=(-1,)),
     "rules": several(
         Entry("a regular expression and a tuple of mesh axes", "", is_rule), "where frozen weights stand", 0, 1000

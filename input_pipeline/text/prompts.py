@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import string
 from typing import Any
+
+TURN = re.compile(r"<\|im_start\|>\w+[:\n]")  # what opens a turn of a chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,12 @@ class Frame:
     def prompt(self, text: str) -> str:
         """What the model goes on from."""
         return self.prefix + text + self.separator
+
+    def behind(self, text: str) -> Frame:
+        """The same behind a line of text; in a chat it begins the first turn."""
+        turn = TURN.match(self.prefix)
+        start = turn.end() if turn else 0
+        return dataclasses.replace(self, prefix=f"{self.prefix[:start]}{text}\n{self.prefix[start:]}")
 
 
 def article(name: str) -> str:

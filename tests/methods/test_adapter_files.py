@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -43,6 +44,15 @@ def refused(path, words, **given):
     with pytest.raises(UserError, match=words) as caught:
         adapters.load(path, VLM_, **given)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_prompts_of_another_frame(saved, tmp_path):
+    """An insert knows what its prompts stood in; files from before say nothing, and are taken."""
+    adapters.load(saved[0], VLM_)
+    adapters.load(write(tmp_path / "before.safetensors", saved), VLM_)
+    other = dataclasses.replace(VLM_, frame=VLM_.frame.behind("A cat is located at [1,2,3,4]."))
+    with pytest.raises(UserError, match="trained with prompts in the frame .*these are in .*A cat is .*config.example"):
+        adapters.load(saved[0], other)
 
 
 OWN = """

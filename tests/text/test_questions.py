@@ -31,6 +31,14 @@ class Letters:
         return {"input_ids": encode(texts) if isinstance(texts, str) else [encode(text) for text in texts]}
 
 
+def test_a_line_in_front():
+    """It begins the first turn of a chat, and is in front of everything else."""
+    assert Frame().behind("Here.").prompt("Where?") == "Here.\n<image>Where?"
+    for turn in ("<|im_start|>user\n", "<|im_start|>User:"):
+        frame = Frame(f"{turn}In it:<image><|im_end|>\n<|im_start|>assistant\n", suffix="<|im_end|>")
+        assert frame.behind("Here.") == Frame(frame.prefix.replace(turn, f"{turn}Here.\n"), suffix="<|im_end|>")
+
+
 FRAMES = (Frame(), Frame("<image>" * 5, "", "</s>"), Frame("<image>" * 5, "</s>", "</s>", encoder_decoder=True))
 
 
