@@ -168,6 +168,7 @@ PHASE: Entries = {
 OPTIONS: Entries = {  # of methods
     "learned": flag("positions are learned, not the sinusoid"),
     "hidden": several(whole(1, 65_536, ""), "widths of psi's hidden layers"),
+    "start": number(0, 1000, "factor of the weights of psi's last layer before training"),
     "tokens": whole(1, 4096, "learned tokens"),
     "dropout": Entry("a number from 0 to below 1", "dropout", lambda v: share("").accepts(v) and v < 1),
     "layers": text("regular expression of the layers that LoRA adapts", empty=False),

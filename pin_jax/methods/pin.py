@@ -82,18 +82,23 @@ class Pin:
       config: of the VLM it goes into.
       learned: learned positions instead of the fixed sinusoid.
       hidden: widths of psi's hidden layers.
+      start: factor of the last layer's weights before training. At 1, as published, psi starts in the vision tokens'
+        own order of size, most of it the same for all of them: too much for a projection with a hidden layer.
 
     Raises:
-      UserError: a width that cannot be.
+      UserError: a width that cannot be, or a start below 0.
     """
 
     config: Any
     learned: bool = False
     hidden: tuple[int, ...] = (512, 768)
+    start: float = 1.0
 
     def __post_init__(self):
         if any(width < 1 for width in self.hidden):
             raise UserError(f"config.method_options.hidden {self.hidden}: expected widths from 1 on, as (512, 768)")
+        if not self.start >= 0:
+            raise UserError(f"config.method_options.start {self.start}: expected a number from 0")
 
     @property
     def module(self) -> PositionalInsert:
@@ -103,7 +108,10 @@ class Pin:
 
     def init(self, rng: jax.Array, frozen: Any = None) -> Any:
         """Parameters, float32."""
-        return self.module.init(rng)["params"]
+        params, last = self.module.init(rng)["params"], f"linear_{len(self.hidden)}"
+        if self.start == 1:
+            return params
+        return params | {last: jax.tree.map(lambda x: self.start * x, params[last])}
 
     def inserts(self, params: Any, rng: jax.Array | None = None, images: int = 1) -> Inserts:
         """Parameters -> what goes into the VLM: psi(S) float[N, D] on the vision encoder's output x float[N, D]."""

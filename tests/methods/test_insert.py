@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pin_jax.methods.pin import PositionalInsert, sinusoid
+from input_pipeline.errors import UserError
+from pin_jax.methods.pin import Pin, PositionalInsert, sinusoid
 from pin_jax.models.interface import Inserts
 from tests.fixtures import tiny
 from tests.fixtures.tiny import random_params, run, skeleton
@@ -85,3 +86,12 @@ def test_gradient_through_the_frozen_vlm_is_the_finite_difference():
             behind, _ = loss(jax.tree.map(lambda a, b: a - step * b, params, direction))
             assert abs(expected) > 1e-2
             np.testing.assert_allclose((ahead - behind) / (2 * step), expected, rtol=5e-3, atol=5e-4)
+
+
+def test_a_start_that_is_smaller():
+    config = tiny.flamingo(1)[0].config
+    whole, small = (Pin(config, hidden=(6, 5), start=start) for start in (1.0, 0.1))
+    psi, less = (method.inserts(method.init(jax.random.key(0))).vision_output for method in (whole, small))
+    np.testing.assert_allclose(less, 0.1 * np.asarray(psi), rtol=1e-5, atol=1e-7)
+    with pytest.raises(UserError, match="config.method_options.start -0.5: expected a number from 0"):
+        Pin(config, start=-0.5)
