@@ -28,7 +28,7 @@ PIN = Pin(VLM_.model.config, hidden=(6, 5))
 def saved(tmp_path_factory):
     """A good file, its tensors and its header."""
     path = tmp_path_factory.mktemp("adapter") / "insert.safetensors"
-    options = {"hidden": (6, 5), "learned": False}
+    options = {"hidden": (6, 5), "learned": False, "start": 1.0}
     config = ml_collections.ConfigDict({"method": "pin", "method_options": options, "vlm": "here"})
     adapters.save(path, PIN.init(jax.random.key(0)), config, VLM_)
     meta = {"method": "pin", "options": json.dumps(options), "frozen": "weights"}
