@@ -24,9 +24,14 @@ def get_config(variant: str = "256m") -> ConfigDict:
     model, chosen = variants.parse(variant, "configs/pin_smolvlm.py", VARIANTS, CHOICES)
     if model == "tiny":
         config = pin.tiny("assets/tiny_smolvlm")
-        config.text_length, config.batch_size, config.steps, config.warmup = 0, 2, 900, 100
+        # Its decoder has to be shown the form of a box, or psi grows to say it; and its projection, which has a hidden
+        # layer, bends what an image says where psi is as large as the vision tokens (docs/smolvlm.md).
+        config.example = "In the image is a hat located at [20,50,70,110]."
+        config.method_options.start = 0.1
+        config.lr, config.warmup, config.batch_size, config.steps = 1.5e-4, 100, 2, 3000
+        config.text_length = 0
         config.train_scenes = ConfigDict({"objects": (2, 3)})  # two questions to ask of every image
-        config.cache_images, config.log_every, config.save_every = 1800, 10, 50
+        config.cache_images, config.log_every, config.save_every = 6000, 10, 100
         config.eval.update({"images": 128, "decoder": "grid_greedy", "new_tokens": 24, "batch_size": 16})
         return variants.apply(config, chosen, CHOICES)
     config = pin.published()
