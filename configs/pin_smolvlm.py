@@ -26,7 +26,7 @@ def get_config(variant: str = "256m") -> ConfigDict:
         config = pin.tiny("assets/tiny_smolvlm")
         # Its decoder has to be shown the form of a box, or psi grows to say it; and its projection, which has a hidden
         # layer, bends what an image says where psi is as large as the vision tokens (docs/smolvlm.md).
-        config.example = "In the image is a hat located at [20,50,70,110]."
+        config.example = (" hat [20,50,70,110]", "In the image is a hat located at", " [20,50,70,110]")
         config.method_options.start = 0.1
         config.lr, config.warmup, config.batch_size, config.steps = 1.5e-4, 100, 2, 3000
         config.text_length = 0

@@ -112,9 +112,9 @@ def read(folder: pathlib.Path) -> dict[str, Any] | None:
     held = read_object(path) if path.is_file() else {}
     if held.get("kind") != KIND:
         return None
-    texts = ("vlm", "language_model", "vision", "placement", "example")
-    about = {key: held.get(key, "") for key in texts} | {"grid": held.get("grid", 0)}
-    wrong = [key for key, value in about.items() if not isinstance(value, int if key == "grid" else str)]
+    kinds = {"vlm": str, "language_model": str, "vision": str, "placement": str, "grid": int, "example": list}
+    about = {key: held.get(key, kind()) for key, kind in kinds.items()}
+    wrong = [key for key, value in about.items() if not isinstance(value, kinds[key])]
     if wrong or not about["vlm"]:
         raise UserError(f"{path}: {', '.join(wrong) or 'vlm'} is missing or of another type; fetch the adapter again")
     return about

@@ -339,8 +339,8 @@ def read_vlm(config: ConfigDict, mesh: Mesh) -> VLM:
     vlm, _ = load_vlm(config.vlm, config.dtype, mesh, rules, config.remat, config.attention, **pieces)
     if config.get("placement", "answer") != "answer":
         vlm = dataclasses.replace(vlm, frame=smolvlm.placed(vlm.model, config.placement))
-    if config.get("example", ""):
-        vlm = dataclasses.replace(vlm, frame=vlm.frame.behind(config.example))
+    if config.get("example", ()):
+        vlm = dataclasses.replace(vlm, frame=vlm.frame.behind(*config.example))
     return on_grid(vlm, config.grid)
 
 

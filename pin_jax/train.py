@@ -45,7 +45,7 @@ TRAINING = (
 
 
 # What a config without these entries means: workdirs from before they existed are bound to these values.
-FORMER = OFF | {"placement": "answer", "example": ""}
+FORMER = OFF | {"placement": "answer", "example": ()}
 
 
 def training_entries(config: dict[str, Any]) -> dict[str, Any]:
@@ -77,10 +77,11 @@ def box_loss(model: Any, frozen: Any, inserts: Any, batch: dict[str, jax.Array])
     Args:
       batch: vision float[B, N, D], ids int[B, Q, T], target float[B, Q, T]; labels int[B, Q, T] where answers stand
         apart from their prompts; with places int[B, Q, P], of the tokens that count, only they go through the head;
-        with opening int[B, S], what all questions of an image begin with is read once, and ids are what is behind it.
+        with opening int[B, S], what all questions of an image begin with is read once, and ids are what is behind it;
+        with told int[B, C] too, rows of the same tokens, these stand in front of all openings and are read once for all.
     """
     texts = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k in ("ids", "target", "labels", "places")}
-    texts |= {k: v for k, v in batch.items() if k == "opening"}
+    texts |= {k: v for k, v in batch.items() if k in ("opening", "told")}
     logits, labels, weights = model.apply(
         inserts.variables(frozen), batch["vision"][:, None], texts, inserts, method="predict"
     )

@@ -85,7 +85,10 @@ def training_batches(config: ConfigDict, vlm: VLM, source: Curriculum, start: in
     """
     length, targets = text_lengths(config, vlm, source)
     opening = shared_opening(vlm.tokenizer, vlm.frame) if reads_once(config, vlm) else ()
-    texts = BoxQuestions(vlm.tokenizer, vlm.codec, config.questions_per_image, length, vlm.frame, targets, opening)
+    told = opening.index(vlm.model.config.image_token) if opening and config.get("example", ()) else 0
+    texts = BoxQuestions(
+        vlm.tokenizer, vlm.codec, config.questions_per_image, length, vlm.frame, targets, opening, told
+    )
     index, count = sharding.process_part(vlm.mesh)
     return batches(
         source,

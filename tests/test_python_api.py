@@ -135,14 +135,14 @@ def test_the_small_models_from_loading_to_handing_on(name, tmp_path, monkeypatch
 def test_an_adapter_brings_its_prompts(tmp_path, monkeypatch):
     """What stands in front of every prompt is handed on with the insert, and another is refused."""
     monkeypatch.chdir(tmp_path)
-    pin = PIN.from_pretrained("tiny_flamingo", example="In the image is a cat located at [10,20,50,60].")
-    assert pin.vlm.frame.prefix == "In the image is a cat located at [10,20,50,60].\n<image>"
+    pin = PIN.from_pretrained("tiny_flamingo", example=("cat [10,20]", "In the image is a cat", " [10,20]"))
+    assert pin.vlm.frame.prefix == "cat [10,20]In the image is a cat [10,20].<|endofchunk|>\n<image>"
     pin.save_pretrained("mine")
     assert PIN.from_pretrained("mine").vlm.frame == pin.vlm.frame
     with pytest.raises(UserError, match="trained with prompts in the frame .* give the config.placement"):
         PIN.from_pretrained("tiny_flamingo", insert="mine/insert.safetensors")
-    with pytest.raises(UserError, match="config.example .*: expected a text without <"):
-        PIN.from_pretrained("tiny_flamingo", example="<image> of another")
+    with pytest.raises(UserError, match="config.example .*: expected .*three texts without <"):
+        PIN.from_pretrained("tiny_flamingo", example=("<image>", "A cat", " [1,2]"))
 
 
 def test_no_account_is_one_line(pin, monkeypatch, tmp_path):

@@ -31,7 +31,7 @@ def published() -> ConfigDict:
     config.attention = "xla"  # of the vision encoder; cudnn is faster on NVIDIA GPUs in bfloat16
     config.grid = 0  # cells along a side of the image; 0: the VLM's own, 16
     config.placement = "answer"  # of the prompt in a SmolVLM's chat: at the start of the answer, or the user's request
-    config.example = ""  # a line of text in front of the image in every prompt, such as an answer about another image
+    config.example = ()  # one in words in front of every prompt: in the image's places, asked, answered
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # of all devices; -1: those that are left
     config.rules = ()  # of where frozen weights stand on it, before those of pin_jax/runtime/sharding.py
 

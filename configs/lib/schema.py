@@ -66,6 +66,12 @@ DECODERS = ("greedy", "beam", "grid_greedy", "grid_beam", "expected_iou")
 Entries = dict[str, Entry]
 
 
+def is_example(value: Any) -> bool:
+    """Whether a value is config.example: nothing, or three texts that bring no tokens of a VLM's own."""
+    texts = isinstance(value, (tuple, list)) and all(isinstance(text, str) for text in value)
+    return texts and len(value) in (0, 3) and not set("".join(value)) & set("<\n\0")
+
+
 def below(prefix: str, entries: Mapping[str, Entry]) -> Entries:
     """The same entries below a part of a config."""
     return {f"{prefix}.{path}": entry for path, entry in entries.items()}
@@ -190,9 +196,9 @@ PIN: Entries = {
     "grid": whole(2, 256, "cells along a side of the image; 0 is the VLM's own", also=(0,)),
     "placement": one_of(("answer", "request"), "where the prompt stands in a SmolVLM's chat"),
     "example": Entry(
-        "a text without < and line breaks",
-        "in front of the image in every prompt",
-        lambda value: isinstance(value, str) and not set(value) & set("<\n\0"),
+        "(), or three texts without < and line breaks",
+        "a worked example in words, in front of every prompt: what stands in the image's places, what is asked, the answer",
+        is_example,
     ),
     "mesh.*": whole(1, 10**6, "devices along an axis of the mesh; -1: those that are left", also=(-1,)),
     "rules": several(

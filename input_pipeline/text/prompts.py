@@ -7,7 +7,7 @@ import re
 import string
 from typing import Any
 
-TURN = re.compile(r"<\|im_start\|>\w+[:\n]")  # what opens a turn of a chat
+PLACES = re.compile("(<image>)+")  # of an image in a text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Frame:
         """What the model goes on from."""
         return self.prefix + text + self.separator
 
-    def behind(self, text: str) -> Frame:
-        """The same behind a line of text; in a chat it begins the first turn."""
-        turn = TURN.match(self.prefix)
-        start = turn.end() if turn else 0
-        return dataclasses.replace(self, prefix=f"{self.prefix[:start]}{text}\n{self.prefix[start:]}")
+    def behind(self, said: str, asked: str, answer: str) -> Frame:
+        """The same behind a worked example in words: `said` stands where its image would, `asked` where prompts stand,
+        and what stands around them and the answer is the frame's own."""
+        example = f"{PLACES.sub(lambda _: said, self.prefix)}{asked}{self.separator}{answer}{self.suffix}"
+        return dataclasses.replace(self, prefix=f"{example}\n{self.prefix}")
 
 
 def article(name: str) -> str:

@@ -39,6 +39,7 @@ class BoxQuestions(grain.transforms.RandomMap):
       frame: what stands around prompt and answer.
       targets: P; 0 makes no places.
       opening: tokens that every text begins with, from `shared_opening`, which are to be read once an image.
+      told: how many of them stand in front of the image, to be read once for all images: they are told int32[C] then.
     """
 
     tokenizer: Any
@@ -48,6 +49,7 @@ class BoxQuestions(grain.transforms.RandomMap):
     frame: Frame = Frame()
     targets: int = 0
     opening: tuple[int, ...] = ()
+    told: int = 0
     _memory: Memory = dataclasses.field(default_factory=lambda: Memory(KEPT), repr=False, compare=False)
 
     @remembered
@@ -93,7 +95,8 @@ class BoxQuestions(grain.transforms.RandomMap):
             out["target"][row, len(before) : len(before) + len(answer)] = 1
             if self.targets:
                 out["places"][row, : len(answer)] = np.arange(len(before), len(before) + len(answer))
-        out |= {"opening": np.array(self.opening, np.int32)} if shared else {}
+        out |= {"opening": np.array(self.opening[self.told :], np.int32)} if shared else {}
+        out |= {"told": np.array(self.opening[: self.told], np.int32)} if self.told else {}
         return out | {key: record[key] for key in ("vision", "image") if key in record}
 
 

@@ -141,10 +141,14 @@ class ImagesInText(FusedModel):
         return self.config.image_places * images
 
     def _go_on(self, vision, texts, inserts):
-        opening = texts["opening"]
+        opening, told, front = texts["opening"], texts.get("told"), None
+        if told is not None and not inserts.stands_in_front:
+            front = self.lm.embed(told[:1])
+        elif told is not None:
+            opening = jnp.concatenate([told, opening], 1)
         first, seen, _, _ = self._embed(vision, opening, opening != self.config.pad_token, inserts)
         x, mask = self.lm.embed(texts["ids"]).astype(first.dtype), texts["ids"] != self.config.pad_token
-        return self.lm.predict(x, mask, texts, 1, opening=(first, seen))
+        return self.lm.predict(x, mask, texts, 1, opening=(first, seen, front))
 
     def read(self, media: Float[Array, "B I Q D"], ids: Int[Array, "R T"]) -> tuple[Float[Array, "R T D"], None]:
         """Embeddings of texts, with the media tokens of their images at the image tokens, in order."""

@@ -42,6 +42,11 @@ class Inserts:
     lora: Tree | None = None
 
     @property
+    def stands_in_front(self) -> bool:
+        """Whether something of it may stand in front of the text: what a text begins with then cannot be read before."""
+        return not (self.text is None and self.vision_input is None and self.fusion_input is None)
+
+    @property
     def in_vision(self) -> bool:
         """Whether the vision encoder computes something else with them: its output then cannot be computed before."""
         return self.vision_input is not None or "vision" in (self.lora or {})
@@ -176,7 +181,8 @@ class VisionLanguageModel(Protocol):
             another, labels int[R, T] too, to which target belongs. With places int[R, P], where tokens of weight stand
             (-1 for none), only these go through the head; without, P is all that can count. With opening int[B, S], of
             VLMs whose images stand in texts, all texts of a sample begin with these tokens, which are read once; ids,
-            target and places are of what is behind them.
+            target and places are of what is behind them. With told int[B, C] too, rows of the same tokens without an
+            image, these stand in front of all openings and are read once for all.
         """
         ...
 

@@ -6,8 +6,6 @@ Marafioti et al. 2025, "SmolVLM: Redefining small and efficient multimodal model
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange, repeat
@@ -27,8 +25,9 @@ class SmolVLMConfig:
     Attributes:
       vision, lm: the two towers.
       shuffle: r; every r x r patches become one token of the language model.
-      hidden: width of the projection's hidden layer, with a GELU (the connector of LLaVA-1.5, Liu et al. 2023);
-        0: one linear map without a bias, as in all published SmolVLMs.
+      hidden: width of an MLP on each vision token behind the encoder; 0: none, as in all published SmolVLMs. It is
+        there for an encoder that was not trained with the rest. An insert is added behind it, so that the projection,
+        which is linear, does not bend what tokens say where psi is large.
       image_token: its places in a text take the image's tokens, in order.
       end_token, pad_token: of the texts that are written.
     """
@@ -75,17 +74,15 @@ def pixel_shuffle(x: Float[Array, "B N D"], r: int) -> Float[Array, "B M C"]:
     return rearrange(x, "b (h i w j) d -> b (h w) (i j d)", h=side // r, w=side // r, i=r, j=r)
 
 
-class HiddenProjection(nn.Module):
-    """The projection of a SmolVLM whose config has `hidden`: linear, GELU, linear, with biases."""
+class Refinement(nn.Module):
+    """x + MLP(x) of each vision token, for a SmolVLM whose config has `hidden`."""
 
     hidden: int
-    width: int
-    dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L D_lm"]:
-        x = layers.ACTIVATIONS["gelu"](layers.dense(self.hidden, dtype=self.dtype, name="fc1")(x))
-        return layers.dense(self.width, dtype=self.dtype, name="fc2")(x)
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        y = layers.ACTIVATIONS["gelu"](layers.dense(self.hidden, name="fc1")(x))
+        return x + layers.dense(x.shape[-1], name="fc2")(y)
 
 
 class SmolVLM(ImagesInText):
@@ -100,11 +97,8 @@ class SmolVLM(ImagesInText):
     def setup(self):
         config = self.config
         self.vision = ViT(config.vision)
-        width, dtype = config.lm.width, config.lm.dtype
-        if config.hidden:
-            self.projection: Any = HiddenProjection(config.hidden, width, dtype)
-        else:
-            self.projection = layers.dense(width, use_bias=False, dtype=dtype)
+        self.refine = Refinement(config.hidden) if config.hidden else None
+        self.projection = layers.dense(config.lm.width, use_bias=False, dtype=config.lm.dtype)
         self.lm = Llama(config.lm)
 
     def encode(self, pixels: Float[Array, "B I H W 3"], inserts: Inserts = Inserts()) -> Float[Array, "B I N D"]:
@@ -113,7 +107,11 @@ class SmolVLM(ImagesInText):
         A side that is no multiple of the patch loses its last pixels, as in the published convolution.
         """
         side = self.config.vision.grid * self.config.vision.patch
-        return super().encode(pixels[..., :side, :side, :], inserts)
+        return self.refined(super().encode(pixels[..., :side, :side, :], inserts))
+
+    def refined(self, vision: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """The encoder's tokens -> vision tokens: the same where the config has no `hidden`."""
+        return vision if self.refine is None else self.refine(vision)
 
     def fuse(self, vision: Float[Array, "B I N D"], inserts: Inserts = Inserts()) -> Float[Array, "B I L D_lm"]:
         """Vision tokens -> the image's tokens with x* = x + psi(S) in between, and behind them those of a method."""

@@ -18,7 +18,8 @@ def texts(batch: Mapping[str, np.ndarray], tokenizer: Any, hidden: Sequence[int]
     """What is read and what is taught of each question of each picture, as text; rows without targets are left out.
 
     Args:
-      batch: ids, target and perhaps labels, int or float[B, Q, T], and opening int[B, S], as `BoxQuestions` makes them.
+      batch: ids, target and perhaps labels, int or float[B, Q, T], and opening int[B, S] and told int[B, C], as
+        `BoxQuestions` makes them.
       hidden: tokens that are not shown: padding, the image's places.
     """
 
@@ -26,7 +27,8 @@ def texts(batch: Mapping[str, np.ndarray], tokenizer: Any, hidden: Sequence[int]
         return tokenizer.decode([int(token) for token in tokens if token not in hidden])
 
     written = batch.get("labels", batch["ids"])
-    openings = batch.get("opening", np.zeros((len(written), 0), np.int32))
+    none = np.zeros((len(written), 0), np.int32)
+    openings = np.concatenate([batch.get("told", none), batch.get("opening", none)], 1)
     found = []
     for opening, ids, labels, target in zip(openings, batch["ids"], written, batch["target"], strict=True):
         rows = []

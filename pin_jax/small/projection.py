@@ -59,14 +59,19 @@ def named(
     return jnp.where(found[..., None], held["words"][which], held["nothing"]), found
 
 
+def media_of(module: Any, tokens: Float[Array, "B N D"]) -> Float[Array, "B M D_lm"]:
+    """The encoder's tokens -> what the language model reads: a method of a SmolVLM, for `apply`."""
+    return module.fuse(module.refined(tokens)[:, None])[:, 0]
+
+
 def start_loss(shape: Shape, params: Any, held: dict[str, Any], batch: dict[str, jax.Array]):
     """Mean squared distance of the image's tokens to what their patches are called in the caption.
 
     Args:
-      params: the projection's. held: see `named`. batch: vision float[B, N, D], names int[B, K] (-1 pads).
+      params: `projection`, and `refine` if there is one. held: see `named`. batch: vision float[B, N, D], names int[B, K] (-1 pads).
     """
     model: Any = shape.model
-    media = model.apply({"params": {"projection": params}}, batch["vision"][:, None], method="fuse")[:, 0]
+    media = model.apply({"params": params}, batch["vision"], method=media_of)
     target, found = named(shape, held, batch["vision"], batch["names"])
     weight = jnp.where(found, 1.0, REST)
     away = ((media - target) ** 2).sum(-1)
@@ -90,7 +95,7 @@ def train_start(
         float[V, D].
     """
     part, model = config.projection.start, shape.model
-    params = model.init(jax.random.key(config.seed), jnp.asarray(bank[0]["vision"])[None, None], method="fuse")
+    params = model.init(jax.random.key(config.seed), jnp.asarray(bank[0]["vision"])[None], method=media_of)
 
     def loss(params, held, batch, rng, option):
         del rng, option
@@ -102,22 +107,24 @@ def train_start(
 
     held = vocabulary(shape, seen, embedding)
     return train_stage(
-        "stage 2, start of the projection", workdir / "projection_start", params["params"]["projection"],
+        "stage 2, start of the projection", workdir / "projection_start", params["params"],
         adamw(part.lr, part.steps), loss, [(part.steps, iterator, [None])], config, held,
     )  # fmt: skip
 
 
-def loss_fn(model: nn.Module, projection: Any, lm: Any, batch: dict[str, jax.Array]):
+def loss_fn(model: nn.Module, params: Any, lm: Any, batch: dict[str, jax.Array]):
     """Weighted next-token cross-entropy of `captions.Sentences`; see `language.text_loss`."""
-    found: Any = model.apply(
-        {"params": {"projection": projection, "lm": lm}}, batch["vision"][:, None],
-        {"ids": batch["ids"], "target": batch["target"]}, method="predict",
-    )  # fmt: skip
+
+    def predict(module, tokens, texts):
+        return module.predict(module.refined(tokens)[:, None], texts)
+
+    texts = {"ids": batch["ids"], "target": batch["target"]}
+    found: Any = model.apply({"params": {**params, "lm": lm}}, batch["vision"], texts, method=predict)
     return language.weighted_loss(*found)
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, shape: Shape, bank: Any, lm: Any) -> Any:
-    """The projection's parameters.
+    """Parameters of the projection, and of what refines the encoder's tokens if the config has it.
 
     Args:
       bank: scene records with `vision`. lm: the decoder's parameters, which stay.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -56,8 +57,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def feature_bank(config: ConfigDict, workdir: pathlib.Path, shape: Shape, frozen: Any) -> feature_cache.FeatureBank:
     """The drawn scenes of stage 2 with the tokens of the vision encoder whose parameters `frozen` are."""
+    model: Any = shape.model
+    if config.decoder:  # the encoder's tokens, before what is to refine them
+        model = type(model)(dataclasses.replace(model.config, hidden=0))
     vlm = vlm_lib.VLM(
-        shape.model,
+        model,
         {"vision": frozen},
         shape.tokenizer,
         shape.codec,
@@ -85,7 +89,7 @@ def around_a_decoder(config: ConfigDict, workdir: pathlib.Path, shape: Shape) ->
     skeleton = vlm_lib.skeleton(shape.model)["lm"]
     lm = jax.tree.map(jnp.asarray, parameters.fill(skeleton, tensors, config.decoder))
     bank = feature_bank(config, workdir, shape, frozen)
-    return {"vision": frozen, "projection": projection.train(config, workdir, shape, bank, lm), "lm": lm}
+    return {"vision": frozen, **projection.train(config, workdir, shape, bank, lm), "lm": lm}
 
 
 def train_language(config: ConfigDict, workdir: pathlib.Path, shape: Shape, seen: Any) -> Any:

@@ -50,7 +50,7 @@ def test_prompts_of_another_frame(saved, tmp_path):
     """An insert knows what its prompts stood in; files from before say nothing, and are taken."""
     adapters.load(saved[0], VLM_)
     adapters.load(write(tmp_path / "before.safetensors", saved), VLM_)
-    other = dataclasses.replace(VLM_, frame=VLM_.frame.behind("A cat is located at [1,2,3,4]."))
+    other = dataclasses.replace(VLM_, frame=VLM_.frame.behind("cat", "A cat is at", " [1,2,3,4]"))
     with pytest.raises(UserError, match="trained with prompts in the frame .*these are in .*A cat is .*config.example"):
         adapters.load(saved[0], other)
 

@@ -116,5 +116,16 @@ def test_what_all_questions_begin_with_is_read_once(kind):
     for a, b in zip(once[1], each[1], strict=True):
         assert np.abs(b).max() > 1e-3
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    # Words in front of the image, the same for all samples, are read once for all, unless something stands before them.
+    told = np.array([[7, 9, 8]] * 2)
+    behind = {**arrays[1], "opening": jnp.concatenate([told, arrays[1]["opening"]], 1)}
+    before = {**arrays[1], "told": jnp.asarray(told)}
+    with jax.default_matmul_precision("highest"):
+        for given in (learned, (learned[0], None)):
+            each, once_for_all = (jax.jit(jax.value_and_grad(loss))(given, texts) for texts in (behind, before))
+            np.testing.assert_allclose(once_for_all[0], each[0], rtol=1e-5)
+            for a, b in zip(*(jax.tree.leaves(found[1]) for found in (each, once_for_all)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+            assert abs(float(each[0]) - float(jax.jit(loss)(given, arrays[1]))) > 1e-4  # they are read
     other = {**arrays[1], "opening": arrays[1]["opening"].at[:, -1].set(6)}
     assert abs(float(loss(learned, other)) - float(once[0])) > 1e-4  # it is read

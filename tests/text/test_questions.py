@@ -31,12 +31,13 @@ class Letters:
         return {"input_ids": encode(texts) if isinstance(texts, str) else [encode(text) for text in texts]}
 
 
-def test_a_line_in_front():
-    """It begins the first turn of a chat, and is in front of everything else."""
-    assert Frame().behind("Here.").prompt("Where?") == "Here.\n<image>Where?"
-    for turn in ("<|im_start|>user\n", "<|im_start|>User:"):
-        frame = Frame(f"{turn}In it:<image><|im_end|>\n<|im_start|>assistant\n", suffix="<|im_end|>")
-        assert frame.behind("Here.") == Frame(frame.prefix.replace(turn, f"{turn}Here.\n"), suffix="<|im_end|>")
+def test_a_worked_example():
+    """It is as the frame's own texts, with words for the image."""
+    assert Frame("<image>" * 3, "</s>", "</s>").behind("cat", "A", "B").prefix == "catA</s>B</s>\n<image><image><image>"
+    turns = "<|im_start|>user\nIn it:{}<|im_end|>\n<|im_start|>assistant\n"
+    frame = Frame(turns.format("<image><image>"), suffix="<|im_end|>")
+    shown = frame.behind(" hat", "A hat", " here")
+    assert shown.prompt("Where?") == turns.format(" hat") + "A hat here<|im_end|>\n" + frame.prompt("Where?")
 
 
 FRAMES = (Frame(), Frame("<image>" * 5, "", "</s>"), Frame("<image>" * 5, "</s>", "</s>", encoder_decoder=True))

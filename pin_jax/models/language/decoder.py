@@ -86,15 +86,26 @@ class Decoder(nn.Module):
         bias = self.bias(columns, columns[0], mask)
         return self.run(self.place(x, places), self.told(columns, places), bias, media)
 
-    def _go_on(self, x, mask, opening):
-        """Texts behind the opening that they share -> hidden states float[R, T, D]."""
-        first, seen = opening
-        _, keys = self._read(first, seen, None)
-        read, each = first.shape[1], len(x) // len(first)
+    def _behind(self, x, mask, keys, seen):
+        """Texts behind earlier ones, of which each is shared by as many rows -> as `run`; seen: bool[B, S] of `keys`."""
+        read, each = seen.shape[1], len(x) // len(seen)
         columns = read + jnp.arange(x.shape[1])[None]
         places = jnp.where(mask, jnp.repeat(seen.sum(1), each)[:, None] + jnp.cumsum(mask, 1) - 1, -1)
         own, before = self.bias(columns, columns[0], mask), self.bias(columns, jnp.arange(read), seen)
-        return self.run(self.place(x, places), self.told(columns, places), own, None, (keys, before))[0]
+        return self.run(self.place(x, places), self.told(columns, places), own, None, (keys, before))
+
+    def _go_on(self, x, mask, opening):
+        """Texts behind the opening that they share -> hidden states float[R, T, D]."""
+        first, seen, front = opening
+        if front is None:
+            _, keys = self._read(first, seen, None)
+        else:
+            there = jnp.ones(front.shape[:2], bool)
+            before = self._read(front, there, None)[1]
+            _, own = self._behind(first, seen, before, there)
+            keys = jax.tree.map(lambda a, b: jnp.concatenate([jnp.repeat(a, len(first), 1), b], 2), before, own)
+            seen = jnp.pad(seen, [(0, 0), (front.shape[1], 0)], constant_values=True)
+        return self._behind(x, mask, keys, seen)[0]
 
     def __call__(
         self,
@@ -115,12 +126,13 @@ class Decoder(nn.Module):
         texts: Mapping[str, Array],
         skip: int,
         media: Media | None = None,
-        opening: tuple[Float[Array, "B S D"], Bool[Array, "B S"]] | None = None,
+        opening: tuple[Float[Array, "B S D"], Bool[Array, "B S"], Float[Array, "1 C D"] | None] | None = None,
     ) -> tuple[Float[Array, "R P V"], Int[Array, "R P"], Float[Array, "R P"]]:
         """Teacher forcing; see the interface.
 
         Args:
-          opening: embeddings and mask of what rows share: R is a multiple of B, and row r goes on from r // (R / B).
+          opening: embeddings and mask of what rows share: R is a multiple of B, and row r goes on from r // (R / B); and
+            embeddings of what stands in front of all of them.
         """
         prefix = x.shape[1] - texts["ids"].shape[1]
         media = None if media is None else dataclasses.replace(media, index=media.index[:, :-1])
