@@ -6,7 +6,8 @@
 On held-out scenes, in captions with the words before given: nats and share right of the first token of every name.
 Rows: embeddings of the words that a caption has for the patches stand in the image's places, with and without the words
 in front of the image; the words that stage 1's names say of the patches without a caption; the start of the projection,
-linear and as it is; the projection at its end. `alike` is the mean cosine with the caption's words.
+alone and behind what refines the encoder's tokens; both at their end. `alike` is the mean cosine with the caption's
+words.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def main() -> None:
     drawn = {**config.scenes, **config.language_scenes, "background_split": "held_out", "vary": 0.0}
     scenes = Scenes(scene_config(drawn, vlm.codec), config.eval.seed, options.images)
     records = [scenes[i] for i in range(len(scenes))]
-    seen = evaluate.encode(vlm, [record["image"] for record in records])
+    plain: Any = type(model)(dataclasses.replace(model.config, hidden=0))  # the encoder's tokens, not refined
+    encoder = dataclasses.replace(vlm, model=plain)
+    seen = evaluate.encode(encoder, [record["image"] for record in records])
     records = [{**record, "vision": tokens} for record, tokens in zip(records, seen, strict=True)]
 
     bank = recipe.feature_bank(config, options.workdir, whole, vlm.params["vision"])
@@ -86,7 +89,7 @@ def main() -> None:
 
     def media_of(params: Any, hidden: int) -> np.ndarray:
         own = type(model)(dataclasses.replace(model.config, hidden=hidden))
-        return np.asarray(own.apply({"params": {"projection": params}}, seen[:, None], method="fuse"))[:, 0]
+        return np.asarray(own.apply({"params": params}, seen, method=projection.media_of))
 
     def start(hidden: int) -> np.ndarray:
         own = config.copy_and_resolve_references()
@@ -95,13 +98,14 @@ def main() -> None:
         return media_of(projection.train_start(own, folder, shape.build(own), bank, heads, embedding), hidden)
 
     bare = dataclasses.replace(vlm.frame, prefix=vlm.frame.prefix.replace(shape.SAID, ""))
+    trained = {key: value for key, value in vlm.params.items() if key in ("refine", "projection")}
     rows = {
         "words of the caption, nothing in front": row(target, bare),
         "words of the caption": row(target),
         "words of stage 1's names": row(alone),
-        "start, linear": row(start(0)),
+        "start, not refined": row(start(0)),
         "start": row(start(config.projection.hidden)),
-        "projection": row(media_of(vlm.params["projection"], model.config.hidden)),
+        "projection": row(media_of(trained, model.config.hidden)),
     }
     reporting.results_table(f"first tokens of names, {len(records)} held-out scenes", rows, ("nats", "right", "alike"))
     if options.out:

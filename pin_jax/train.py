@@ -78,7 +78,8 @@ def box_loss(model: Any, frozen: Any, inserts: Any, batch: dict[str, jax.Array])
       batch: vision float[B, N, D], ids int[B, Q, T], target float[B, Q, T]; labels int[B, Q, T] where answers stand
         apart from their prompts; with places int[B, Q, P], of the tokens that count, only they go through the head;
         with opening int[B, S], what all questions of an image begin with is read once, and ids are what is behind it;
-        with told int[B, C] too, rows of the same tokens, these stand in front of all openings and are read once for all.
+        with told int[B, C] too, rows of the same tokens, these stand in front of all openings and are read once for
+        all.
     """
     texts = {k: v.reshape(-1, v.shape[-1]) for k, v in batch.items() if k in ("ids", "target", "labels", "places")}
     texts |= {k: v for k, v in batch.items() if k in ("opening", "told")}

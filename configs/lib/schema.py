@@ -197,7 +197,7 @@ PIN: Entries = {
     "placement": one_of(("answer", "request"), "where the prompt stands in a SmolVLM's chat"),
     "example": Entry(
         "(), or three texts without < and line breaks",
-        "a worked example in words, in front of every prompt: what stands in the image's places, what is asked, the answer",
+        "a worked example in words before every prompt: in the image's places, asked, answered",
         is_example,
     ),
     "mesh.*": whole(1, 10**6, "devices along an axis of the mesh; -1: those that are left", also=(-1,)),

@@ -43,7 +43,7 @@ class Inserts:
 
     @property
     def stands_in_front(self) -> bool:
-        """Whether something of it may stand in front of the text: what a text begins with then cannot be read before."""
+        """Whether something of it may stand in front of a text, whose beginning then cannot be read once for all."""
         return not (self.text is None and self.vision_input is None and self.fusion_input is None)
 
     @property

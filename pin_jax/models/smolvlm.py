@@ -6,6 +6,7 @@ Marafioti et al. 2025, "SmolVLM: Redefining small and efficient multimodal model
 from __future__ import annotations
 
 import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange, repeat

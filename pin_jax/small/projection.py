@@ -68,7 +68,8 @@ def start_loss(shape: Shape, params: Any, held: dict[str, Any], batch: dict[str,
     """Mean squared distance of the image's tokens to what their patches are called in the caption.
 
     Args:
-      params: `projection`, and `refine` if there is one. held: see `named`. batch: vision float[B, N, D], names int[B, K] (-1 pads).
+      params: `projection`, and `refine` if there is one. held: see `named`. batch: vision float[B, N, D], of the
+        encoder, and names int[B, K] (-1 pads).
     """
     model: Any = shape.model
     media = model.apply({"params": params}, batch["vision"], method=media_of)

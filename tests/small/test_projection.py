@@ -72,14 +72,13 @@ def test_the_start_says_names_where_they_are_seen(shape, hidden, tmp_path):
     init = model.init(jax.random.key(0), jnp.zeros((1, 16, WIDTH)), jnp.zeros((1, 1), int), method="everything")
     seen = {**init["params"], **heads}
     params = projection.train_start(small_config(), tmp_path, shape, bank, seen, embedding)
-    leaves = {"fc1", "fc2"} if hidden else {"kernel"}
-    assert set(params) == leaves
+    assert set(params) == ({"refine", "projection"} if hidden else {"projection"})
     words = projection.meanings(shape.tokenizer, embedding, [*NAMES, "."])
     first, second = (embedding[i] for i in shape.tokenizer(" red apple", add_special_tokens=False)["input_ids"][:2])
     np.testing.assert_allclose(projection.meanings(shape.tokenizer, np.eye(len(embedding)), ["red apple"]).sum(), 1)
     assert np.linalg.norm(words[2] - first) < np.linalg.norm(words[2] - second)
-    vision = jnp.stack([record["vision"] for record in bank[:10]])[:, None]
-    media = np.asarray(shape.model.apply({"params": {"projection": params}}, vision, method="fuse"))[:, 0]
+    vision = jnp.stack([record["vision"] for record in bank[:10]])
+    media = np.asarray(shape.model.apply({"params": params}, vision, method=projection.media_of))
     for tokens, record in zip(media, bank[:10], strict=True):
         for place, name in zip((0, 3), record["names"], strict=True):
             near = np.linalg.norm(tokens[place] - words, axis=-1)
@@ -101,7 +100,7 @@ def test_the_loss_goes_down_and_reads_the_image(shape):
         )(own)
         return value, jax.tree.map(lambda p, g: p - 0.5 * g, own, slope)
 
-    own, values = params["projection"], []
+    own, values = {key: params[key] for key in params if key in ("refine", "projection")}, []
     for _ in range(30):
         value, own = step(own, batch)
         values.append(float(value))
@@ -129,7 +128,9 @@ def test_the_decoder_is_installed_and_never_written(tmp_path, capsys):
     knows = json.loads((tmp_path / "run" / "knows.json").read_text())
     assert 0 <= knows["colour"] <= 1
     vlm, params = pin_jax.load_vlm(folder)
-    assert set(params) == {"vision", "projection", "lm"} and not np.asarray(params["lm"]["embedding"][-1]).any()
+    assert (
+        set(params) == {"vision", "refine", "projection", "lm"} and not np.asarray(params["lm"]["embedding"][-1]).any()
+    )
     ids, mask = vlm.tokenize([vlm.frame.prompt("In the image is a cat located at")])
     image = vlm.pixels(np.full((1, 160, 160, 3), 90, np.uint8))
     assert np.isfinite(vlm.apply(params, image, ids, mask, inserts=Inserts())).all()

@@ -107,7 +107,7 @@ def test_weights_that_hold_nan_are_named(tmp_path):
         pretrained.load(folder)
 
 
-def test_the_hidden_layer_of_a_projection(tmp_path):
+def test_the_hidden_layer_of_a_smolvlm(tmp_path):
     """Named before the decoder, which is installed apart, is looked for."""
     folder = tmp_path / "smolvlm"
     shutil.copytree(ROOT / "assets" / "tiny_smolvlm", folder, ignore=shutil.ignore_patterns("*.safetensors"))

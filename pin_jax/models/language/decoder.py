@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         return self.run(self.place(x, places), self.told(columns, places), bias, media)
 
     def _behind(self, x, mask, keys, seen):
-        """Texts behind earlier ones, of which each is shared by as many rows -> as `run`; seen: bool[B, S] of `keys`."""
+        """Texts behind earlier ones, each shared by as many rows -> as `run`; seen: bool[B, S] of `keys`."""
         read, each = seen.shape[1], len(x) // len(seen)
         columns = read + jnp.arange(x.shape[1])[None]
         places = jnp.where(mask, jnp.repeat(seen.sum(1), each)[:, None] + jnp.cumsum(mask, 1) - 1, -1)
@@ -131,8 +131,8 @@ class Decoder(nn.Module):
         """Teacher forcing; see the interface.
 
         Args:
-          opening: embeddings and mask of what rows share: R is a multiple of B, and row r goes on from r // (R / B); and
-            embeddings of what stands in front of all of them.
+          opening: embeddings and mask of what rows share: R is a multiple of B, and row r goes on from r // (R / B);
+            and embeddings of what stands in front of all of them, or None.
         """
         prefix = x.shape[1] - texts["ids"].shape[1]
         media = None if media is None else dataclasses.replace(media, index=media.index[:, :-1])
