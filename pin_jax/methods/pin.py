@@ -108,7 +108,8 @@ class Pin:
 
     def init(self, rng: jax.Array, frozen: Any = None) -> Any:
         """Parameters, float32."""
-        params, last = self.module.init(rng)["params"], f"linear_{len(self.hidden)}"
+        params: Any = self.module.init(rng)["params"]
+        last = f"linear_{len(self.hidden)}"
         if self.start == 1:
             return params
         return params | {last: jax.tree.map(lambda x: self.start * x, params[last])}
