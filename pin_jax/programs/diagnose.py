@@ -84,6 +84,7 @@ def run(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None) ->
     )
     psi = None if inserts.vision_output is None else np.linalg.norm(np.asarray(inserts.vision_output), axis=1).mean()
     tokens = np.linalg.norm(vision, axis=-1).mean()
+    content = None if psi is None else diagnosis.kept(vlm.model, vlm.params, inserts, vision)
     title = f"gradient of a token's log-likelihood, norms, {len(asked)} images"
     reporting.results_table(title, reached, ("media", "vision", "shared", "insert"))
     rows = {f"attention {i + 1}": row for i, row in enumerate(looks)}
@@ -94,14 +95,21 @@ def run(config: ConfigDict, workdir: AnyPath, vlm: VLM, path: AnyPath | None) ->
         "likelihood": likely,
         "psi_norm": None if psi is None else float(psi),
         "token_norm": float(tokens),
+        "content_kept": content,
         "verdict": diagnosis.verdict(
-            reached["numbers of a box"]["vision"], reached["names in a caption"]["vision"], float(psi or 0), tokens
+            reached["numbers of a box"]["vision"],
+            reached["names in a caption"]["vision"],
+            float(psi or 0),
+            tokens,
+            content,
         ),
     }
     for name, value in likely.items():
         reporting.say(f"log-likelihood of a number's token, {name}: {value:.2f}")
     if psi is not None:
         reporting.say(f"|psi| {psi:.2f} a token, beside vision tokens of {tokens:.2f}")
+    if content is not None:
+        reporting.say(f"what an image says, behind the insert beside without it: correlation {content:.2f}")
     for line in found["verdict"]:
         reporting.say(line)
     files.write_json(workdir / "diagnosis.json", found)

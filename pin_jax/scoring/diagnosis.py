@@ -21,6 +21,7 @@ from pin_jax.models.base import ImagesInText
 from pin_jax.models.interface import Inserts
 
 HEEDS, OUTGROWS = 0.25, 10.0  # of what names heed; times the norm of the vision tokens
+BENT = 0.5  # of `kept`
 
 
 @dataclasses.dataclass
@@ -159,6 +160,25 @@ def fitted(
     return likelihood(model, frozen, inserts, jnp.asarray(vision) + own, texts)
 
 
+def kept(model: Any, frozen: Any, inserts: Inserts, vision: Any) -> float | None:
+    """How far what the language model reads still differs between images as it does without the insert.
+
+    Returns:
+      Correlation of its deviations from the mean image: 1 where the insert only adds. None where a method changes how
+      many tokens are read.
+    """
+
+    @jax.jit
+    def both(frozen, inserts, vision):
+        with_it, without = (
+            model.apply(own.variables(frozen), vision[:, None], own, method="fuse") for own in (inserts, Inserts())
+        )
+        return with_it, without
+
+    a, b = (np.asarray(x - x.mean(0), np.float64) for x in both(frozen, inserts, jnp.asarray(vision)))
+    return None if a.shape != b.shape else float((a * b).sum() / max(np.sqrt((a**2).sum() * (b**2).sum()), 1e-12))
+
+
 def gradients(model: Any, frozen: Any, method: Any, params: Any, vision: Any, texts: Texts) -> dict[str, float]:
     """Norms of the gradient of a token's log-likelihood at each joint, mean over texts.
 
@@ -243,11 +263,11 @@ def attention(model: Any, frozen: Any, inserts: Inserts, vision: Any, texts: Tex
     return rows
 
 
-def verdict(numbers: float, names: float, psi: float, tokens: float) -> list[str]:
+def verdict(numbers: float, names: float, psi: float, tokens: float, content: float | None = None) -> list[str]:
     """What the measures say, a line each.
 
     Args:
-      numbers, names: gradient norms at the vision tokens. psi, tokens: mean norms of one token.
+      numbers, names: gradient norms at the vision tokens. psi, tokens: mean norms of one token. content: of `kept`.
     """
     share = numbers / max(names, 1e-12)
     heeds = f"numbers heed the image {share:.2f} times as much as names in a caption do"
@@ -260,5 +280,10 @@ def verdict(numbers: float, names: float, psi: float, tokens: float) -> list[str
         lines.append(
             f"psi is {psi / tokens:.0f} times as large as the vision tokens: it drowns them; train it anew with a"
             " smaller config.lr and a longer config.warmup"
+        )
+    if content is not None and content < BENT:
+        lines.append(
+            f"what an image says is bent: behind the insert it differs from other images' as before to {content:.2f}"
+            " (1: it only adds); a smaller config.lr or config.method_options.start leaves more of it"
         )
     return lines

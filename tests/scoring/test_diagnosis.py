@@ -94,6 +94,19 @@ def test_the_verdict():
     assert "little to move" in overlooked and "15 times" in drowned and "warmup" in drowned
 
 
+def test_what_an_insert_leaves_of_an_image(flamingo):
+    """All of it where it is only added to (this Flamingo's vision tokens are read as they are), else less."""
+    vision = np.random.default_rng(0).normal(size=(4, 100, 128)).astype(np.float32)
+    insert = Inserts(vision_output=jnp.asarray(9 * np.random.default_rng(1).normal(size=(100, 128)), jnp.float32))
+    assert diagnosis.kept(flamingo.model, flamingo.params, insert, vision) == pytest.approx(1, abs=1e-4)
+    drowned = Inserts(vision_output=1e9 * insert.vision_output)  # float32 has no room for both
+    assert diagnosis.kept(flamingo.model, flamingo.params, drowned, vision) < 0.9
+    more = Inserts(fusion_input=jnp.ones((2, 128)))
+    assert diagnosis.kept(flamingo.model, flamingo.params, more, vision) is None
+    (_, bent) = diagnosis.verdict(1.0, 2.0, 15.0, 10.0, content=0.1)
+    assert "bent" in bent and "0.10" in bent and len(diagnosis.verdict(1.0, 2.0, 15.0, 10.0, content=0.9)) == 1
+
+
 def test_the_run(folder, tmp_path):
     config = config_for(folder, run="diagnose")
     pin.run(config, tmp_path / "out")
