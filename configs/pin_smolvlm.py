@@ -24,11 +24,11 @@ def get_config(variant: str = "256m") -> ConfigDict:
     model, chosen = variants.parse(variant, "configs/pin_smolvlm.py", VARIANTS, CHOICES)
     if model == "tiny":
         config = pin.tiny("assets/tiny_smolvlm")
-        # Its decoder has to be shown the form of a box, or psi grows to say it; and its projection, which has a hidden
-        # layer, bends what an image says where psi is as large as the vision tokens (docs/smolvlm.md).
+        # Its decoder was never shown a box: without an example psi grows to say what one looks like. A small start and
+        # rate leave what the vision tokens say (docs/smolvlm.md).
         config.example = (" hat [20,50,70,110]", "In the image is a hat located at", " [20,50,70,110]")
         config.method_options.start = 0.1
-        config.lr, config.warmup, config.batch_size, config.steps = 1.5e-4, 100, 2, 3000
+        config.lr, config.warmup, config.batch_size, config.steps = 4e-4, 100, 2, 2400
         config.text_length = 0
         config.train_scenes = ConfigDict({"objects": (2, 3)})  # two questions to ask of every image
         config.cache_images, config.log_every, config.save_every = 6000, 10, 100
