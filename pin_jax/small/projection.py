@@ -1,9 +1,9 @@
 """A small VLM around a published decoder: a projection learns from captions to say what a frozen ViT sees.
 
 Neither the ViT nor the decoder changes; what learns with the projection refines the ViT's tokens in front of it. They
-start by regression: a token of the image is to look like the
-embedding of what a caption calls it. Which name that is say stage 1's names, learned from captions; no position is
-used. Then they learn on captions and statements about looks, through the decoder.
+start by regression: a token of the image is to look like the embedding of what a caption calls it. Which name that is
+say stage 1's names, learned from captions; no position is used. Then they learn on captions and statements about looks,
+through the decoder.
 """
 
 from __future__ import annotations
