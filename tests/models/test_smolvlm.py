@@ -13,7 +13,7 @@ from pin_jax import methods
 from pin_jax.decoding.search import beam, greedy
 from pin_jax.models import layers
 from pin_jax.models.interface import Inserts
-from pin_jax.models.smolvlm import SmolVLM, pixel_shuffle
+from pin_jax.models.smolvlm import SmolVLM
 from pin_jax.vlm import skeleton
 from pin_jax.weights.convert import convert
 from pin_jax.weights.parameters import count_parameters
@@ -130,22 +130,24 @@ def test_layers_that_stand_apart_compute_what_a_stack_does(reference):
     np.testing.assert_array_equal(written, arrays["out/greedy"])
 
 
-def test_a_projection_with_a_hidden_layer(reference):
-    """The images' tokens are W2 gelu(W1 x + b1) + b2 of the shuffled ones, and nothing else of the model changes."""
+def test_tokens_refined_in_front_of_an_insert(reference):
+    """Vision tokens are x + W2 gelu(W1 x + b1) + b2, an insert is added behind that, and nothing else changes."""
     model, params, arrays = reference
-    config = dataclasses.replace(model.config, hidden=24)
-    other, vision = SmolVLM(config), jnp.asarray(arrays["out/vision"])
-    rng = np.random.default_rng(0)
-    shapes = skeleton(other)["projection"]
-    own = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), shapes)
+    other = SmolVLM(dataclasses.replace(model.config, hidden=24))
+    rng, shapes = np.random.default_rng(0), skeleton(other)
+    own = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), shapes["refine"])
+    pixels, held = jnp.asarray(arrays["in/pixels"])[:, None], {"params": {**params, "refine": own}}
     with jax.default_matmul_precision("highest"):
-        found = other.apply({"params": {"projection": own}}, vision[:, None], method="fuse")
-    x = np.asarray(pixel_shuffle(vision, config.shuffle), np.float64) @ own["fc1"]["kernel"] + own["fc1"]["bias"]
+        plain = np.asarray(model.apply({"params": params}, pixels, method="encode"), np.float64)
+        found = other.apply(held, pixels, method="encode")
+        psi = jnp.asarray(rng.standard_normal(found.shape[2:]), jnp.float32)
+        moved, still = (other.apply(held, found, Inserts(vision_output=x), method="fuse") for x in (psi, None))
+        added = model.apply({"params": params}, psi[None, None], method="fuse")
+    x = plain @ own["fc1"]["kernel"] + own["fc1"]["bias"]
     gelu = x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2
-    np.testing.assert_allclose(found[:, 0], gelu @ own["fc2"]["kernel"] + own["fc2"]["bias"], rtol=1e-4, atol=1e-3)
-    assert {name: leaf for name, leaf in skeleton(other).items() if name != "projection"} == {
-        name: leaf for name, leaf in skeleton(model).items() if name != "projection"
-    }
+    np.testing.assert_allclose(found, plain + gelu @ own["fc2"]["kernel"] + own["fc2"]["bias"], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(moved - still, np.broadcast_to(added, moved.shape), rtol=1e-3, atol=1e-3)
+    assert {name: leaf for name, leaf in shapes.items() if name != "refine"} == skeleton(model)
 
 
 @pytest.mark.parametrize(("name", "insert"), [("256m", 1_020_416), ("500m", 1_020_416), ("2.2b", 1_315_712)])
