@@ -45,7 +45,7 @@ TRAINING = (
 
 
 # What a config without these entries means: workdirs from before they existed are bound to these values.
-FORMER = OFF | {"placement": "answer", "example": ()}
+FORMER = OFF | {"placement": "answer", "example": []}
 
 
 def training_entries(config: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from input_pipeline.errors import UserError
 from pin_jax import fitting, methods, train, training_data, vlm
 from pin_jax.programs import pin
-from pin_jax.runtime.optimiser import OFF
+from pin_jax.train import FORMER
 from tests.fixtures import buckets
 from tests.fixtures.golden_files import ROOT
 from tests.fixtures.small import config_for, write_vlm
@@ -248,11 +248,11 @@ def test_a_workdir_of_another_config_is_refused(folder, trained):
 
 def test_a_workdir_from_before_an_entry_existed_is_bound_to_its_default(folder, trained, tmp_path):
     bound = json.loads((trained / "config.json").read_text())
-    older = {key: value for key, value in bound.items() if key not in OFF}
-    assert len(older) == len(bound) - len(OFF)
+    older = {key: value for key, value in bound.items() if key not in FORMER}
+    assert len(older) == len(bound) - len(FORMER)
     (tmp_path / "config.json").write_text(json.dumps(older))
     text = refused(config_for(folder, curriculum=0.25, warmup=2, keep=1), tmp_path, "warmup 0 there, 2 here")
-    assert not any(key in text for key in ("ema", "accumulate", "clip_norm", "keep"))
+    assert not any(key in text for key in ("ema", "accumulate", "clip_norm", "keep", "placement", "example"))
 
 
 def test_an_insert_of_other_weights_is_refused(trained, tmp_path):
