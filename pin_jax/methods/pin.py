@@ -83,7 +83,7 @@ class Pin:
       learned: learned positions instead of the fixed sinusoid.
       hidden: widths of psi's hidden layers.
       start: factor of the last layer's weights before training. At 1, as published, psi starts in the vision tokens'
-        own order of size, most of it the same for all of them: too much for a projection with a hidden layer.
+        own order of size, most of it the same for all of them.
 
     Raises:
       UserError: a width that cannot be, or a start below 0.
