@@ -32,7 +32,7 @@ from configs.lib.entry import (
 from input_pipeline.errors import UserError
 from input_pipeline.files import shortened
 from input_pipeline.text.prompt_sets import PROMPT_SETS
-from input_pipeline.text.prompts import is_template
+from input_pipeline.text.prompts import is_example, is_template
 
 # program -> what config.run may name; the first is what its configs run
 RUNS = {
@@ -64,12 +64,6 @@ POOLS = ("argmax", "eos", "last")
 DECODERS = ("greedy", "beam", "grid_greedy", "grid_beam", "expected_iou")
 
 Entries = dict[str, Entry]
-
-
-def is_example(value: Any) -> bool:
-    """Whether a value is config.example: nothing, or three texts that bring no tokens of a VLM's own."""
-    texts = isinstance(value, (tuple, list)) and all(isinstance(text, str) for text in value)
-    return texts and len(value) in (0, 3) and not set("".join(value)) & set("<\n\0")
 
 
 def below(prefix: str, entries: Mapping[str, Entry]) -> Entries:

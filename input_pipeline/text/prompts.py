@@ -67,3 +67,9 @@ def is_template(value: Any) -> bool:
     names = [name for name, _, _ in fields]
     plain = not any(spec or conversion for _, spec, conversion in fields)
     return plain and names.count("") == 1 and len(names) - 1 == names.count("article") <= 1
+
+
+def is_example(value: Any) -> bool:
+    """Whether a value is an example in words: nothing, or three texts that bring no tokens of a VLM's own."""
+    texts = isinstance(value, (tuple, list)) and all(isinstance(text, str) for text in value)
+    return texts and len(value) in (0, 3) and not set("".join(value)) & set("<\n\0")

@@ -141,12 +141,11 @@ class ImagesInText(FusedModel):
         return self.config.image_places * images
 
     def _go_on(self, vision, texts, inserts):
-        opening, told, front = texts["opening"], texts.get("told"), None
-        if told is not None and not inserts.stands_in_front:
-            front = self.lm.embed(told[:1])
-        elif told is not None:
-            opening = jnp.concatenate([told, opening], 1)
+        opening, told = texts["opening"], texts.get("told")
+        if told is not None and inserts.stands_in_front:
+            opening, told = jnp.concatenate([told, opening], 1), None
         first, seen, _, _ = self._embed(vision, opening, opening != self.config.pad_token, inserts)
+        front = None if told is None else self.lm.embed(told[:1]).astype(first.dtype)
         x, mask = self.lm.embed(texts["ids"]).astype(first.dtype), texts["ids"] != self.config.pad_token
         return self.lm.predict(x, mask, texts, 1, opening=(first, seen, front))
 
