@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import pin_jax
 from configs import pin_smolvlm
 from input_pipeline.errors import UserError
-from pin_jax import evaluate, localisation
+from pin_jax import evaluate, localisation, training_data
 from pin_jax.models.interface import Inserts
 from pin_jax.programs import pin
 from pin_jax.runtime import sharding
@@ -174,6 +174,24 @@ def test_the_prompt_may_be_the_users_request(folder):
     config.vlm = "assets/tiny_flamingo"
     with pytest.raises(UserError, match="config.placement 'request': of SmolVLM alone; a Flamingo has 'answer'"):
         localisation.read_vlm(config, mesh)
+
+
+def test_a_worked_example_is_told_once_a_batch(folder, tmp_path):
+    """What training reads is the example and then each image's own opening: together what a prompt begins with."""
+    config = pin_smolvlm.get_config()
+    config.vlm, config.dtype, config.batch_size, config.steps = str(folder), "float32", 2, 2
+    config.example = (" hat [1,2]", "In the image is a hat located at", " [1,2]")
+    vlm = localisation.read_vlm(config, sharding.make_mesh(devices=jax.devices()[:1]))
+    source = training_data.training_source(config, vlm, tmp_path)
+    batch = next(iter(training_data.training_batches(config, vlm, source)))
+    asked = vlm.tokenizer(vlm.frame.prompt("In the image is"), add_special_tokens=False)["input_ids"]
+    told, opening = (np.asarray(batch[key]) for key in ("told", "opening"))
+    assert told.shape[0] == opening.shape[0] == 2 and opening[0, 0] == vlm.model.config.image_token
+    for row in np.concatenate([told, opening], 1):
+        np.testing.assert_array_equal(row, asked[: len(row)])
+    assert " hat [1,2]" in vlm.tokenizer.decode(told[0]) and vlm.model.config.image_token not in told
+    config.example = ()
+    assert "told" not in next(iter(training_data.training_batches(config, vlm, source)))
 
 
 def sharded(folder) -> list:
